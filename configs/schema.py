@@ -1,0 +1,297 @@
+"""Every setting of Detent, typed, bounded and documented in one place.
+
+Unknown keys are errors. A loaded config is frozen; derived numbers are properties.
+Fractions are plain numbers (0.08 is 8 %), one basis point is 1e-4, and a *bar* is one row of the input.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, field docstrings become the schema's text."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class SourceConfig(Section):
+    """Where the bars come from."""
+
+    kind: Literal["bundled", "file"] = "bundled"
+    """`bundled`: daily bars 1999-2018 that come with the `arch` package. `file`: your own CSV or Parquet."""
+    symbol: Annotated[str, Field(min_length=1, max_length=64)] = "sp500"
+    """Name of the instrument; for `bundled` one of sp500, nasdaq."""
+    path: str | None = None
+    """CSV or Parquet file with columns timestamp, open, high, low, close, volume (UTC); only for `file`."""
+
+    @model_validator(mode="after")
+    def _path_fits_kind(self) -> Self:
+        if self.kind == "file" and not self.path:
+            raise ValueError("data.source.path: expected a file because data.source.kind is 'file', was empty")
+        if self.kind == "bundled" and self.symbol not in ("sp500", "nasdaq"):
+            raise ValueError(f"data.source.symbol: expected 'sp500' or 'nasdaq' (bundled), was {self.symbol!r}")
+        return self
+
+
+class SplitConfig(Section):
+    """Walk-forward windows, in years of bars; between windows `purge` rows are dropped."""
+
+    train_years: Positive | None = 2.0
+    """Length of the training window; null takes everything before the validation window."""
+    validation_years: Positive = 1.0
+    """Length of the validation window: model selection and promotion gates look only here."""
+    test_years: Positive = 0.5
+    """Length of the test window: reported, never used for a choice."""
+    step_years: Positive = 0.5
+    """How far the next fold starts after the previous one. The nightly job uses the latest fold."""
+
+
+class DataConfig(Section):
+    """Bars and windows."""
+
+    source: SourceConfig = SourceConfig()
+    split: SplitConfig = SplitConfig()
+    bars_per_year: Count = 252
+    """Bars in a year: 252 for daily bars; annualises volatility and Sharpe."""
+
+
+class LimitsConfig(Section):
+    """The limits the mask rules enforce, in every real, imagined, planned and live step."""
+
+    max_exposure: Positive = 1.25
+    """Largest |position| in multiples of equity."""
+    paper: bool = False
+    """Paper mode: only here may |position| exceed 1."""
+    soft_drawdown: Fraction = 0.08
+    """Running drawdown at which trading becomes REDUCE_ONLY."""
+    hard_drawdown: Fraction = 0.12
+    """Running drawdown at which trading is HALTED and the risk manager flattens."""
+    kill_drawdown: Fraction = 0.15
+    """Running drawdown at which the kill switch latches until a person resets it."""
+    cooldown_bars: Count = 20
+    """Bars spent flat after which REDUCE_ONLY or HALTED is released and the running peak starts anew."""
+    min_holding_bars: Annotated[int, Field(ge=0)] = 3
+    """Bars a new position must be kept before it may change again (reducing in REDUCE_ONLY is exempt)."""
+    max_position_change: Annotated[float, Field(ge=0.25)] = 0.6
+    """Largest |target - position| of one decision; at least one step of the action table, else nobody could enter."""
+    max_volatility: Positive = 0.6
+    """Annualised 20-bar volatility at which the circuit breaker allows only Hold and smaller positions."""
+    max_data_age_bars: NonNegative = 1.0
+    """Age of the newest bar, in bars, beyond which only Hold is valid."""
+
+    @model_validator(mode="after")
+    def _ladder_ascends(self) -> Self:
+        ladder = (self.soft_drawdown, self.hard_drawdown, self.kill_drawdown)
+        if not 0.0 < ladder[0] < ladder[1] < ladder[2] < 1.0:
+            raise ValueError(f"limits: expected 0 < soft < hard < kill drawdown < 1, was {ladder}")
+        return self
+
+
+class AccountConfig(Section):
+    """What a trade costs."""
+
+    commission_bps: NonNegative = 1.0
+    """Commission per traded notional, basis points."""
+    slippage_bps: NonNegative = 2.0
+    """Slippage per traded notional, basis points; execution is at the next bar's open."""
+
+    @property
+    def cost_rate(self) -> float:
+        """Cost of trading a notional of 1, as a fraction."""
+        return (self.commission_bps + self.slippage_bps) * 1e-4
+
+
+class RewardConfig(Section):
+    """Reward N1: `w_p * profit/profit_scale - w_d * drawdown/drawdown_scale - w_c * 1[limit breached]`.
+
+    The reward shapes preference; the limits themselves are enforced by masks, never by these weights.
+    """
+
+    name: str = "n1"
+    """Name under which the reward function is registered in `envs.reward`."""
+    profit_weight: NonNegative = 1.0
+    """w_p."""
+    drawdown_weight: NonNegative = 0.005
+    """w_d."""
+    breach_weight: NonNegative = 1.0
+    """w_c: charged on the bar on which the hard limit or the kill switch is reached."""
+    profit_scale: Positive = 0.01
+    """Log return that counts as one unit of profit: about one day's standard deviation of an index."""
+    drawdown_scale: Positive = 0.15
+    """Drawdown that counts as one unit."""
+
+
+class EnvConfig(Section):
+    """Episodes over history."""
+
+    episode_bars: Count = 252
+    """Bars after which a training episode is truncated."""
+
+
+class WorldModelConfig(Section):
+    """Probabilistic ensemble (PETS, arXiv:1805.12114)."""
+
+    num_members: Annotated[int, Field(ge=2)] = 5
+    """E: networks in the ensemble."""
+    num_elites: Annotated[int, Field(ge=1)] = 4
+    """Members with the best holdout likelihood that generate imagined bars."""
+    hidden: tuple[int, ...] = (64, 128, 64)
+    """Hidden layer widths of each member."""
+    learning_rate: Positive = 1e-3
+    """Adam step size."""
+    batch_size: Count = 2048
+    """Rows per member and gradient step."""
+    weight_decay: NonNegative = 1e-4
+    """Decoupled weight decay on the weight matrices."""
+    holdout_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
+    """Last part of the training window kept for early stopping and calibration, in time order."""
+    max_epochs: Count = 200
+    """Upper bound on passes over the training rows."""
+    patience: Count = 15
+    """Epochs without a better holdout loss in any member before fitting stops."""
+    logvar_bounds: tuple[float, float] = (-10.0, 4.0)
+    """Soft bounds of the log-variance in normalised units; tanh-shaped because softplus is slow in ONNX."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.num_elites > self.num_members:
+            raise ValueError(
+                f"world_model.num_elites: expected at most num_members={self.num_members}, was {self.num_elites}"
+            )
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"world_model.hidden: expected at least one width >= 1, was {self.hidden}")
+        if self.logvar_bounds[0] >= self.logvar_bounds[1]:
+            raise ValueError(f"world_model.logvar_bounds: expected low < high, was {self.logvar_bounds}")
+        return self
+
+
+class PPOConfig(Section):
+    """Masked PPO (sb3-contrib MaskablePPO); both policies use the same section type."""
+
+    total_steps: Count = 600_000
+    """Environment steps; for MBPO real and imagined together."""
+    num_envs: Count = 64
+    """Rows stepped at once."""
+    n_steps: Count = 64
+    """Steps per row between updates; MBPO uses its rollout length instead."""
+    batch_size: Count = 1024
+    """Rows per minibatch."""
+    n_epochs: Count = 5
+    """Passes over each rollout."""
+    learning_rate: Positive = 2e-4
+    """Adam step size."""
+    gamma: Fraction = 0.99
+    """Discount per bar."""
+    gae_lambda: Fraction = 0.95
+    """Lambda of generalised advantage estimation."""
+    ent_coef: NonNegative = 0.01
+    """Entropy bonus over the valid actions."""
+    clip_range: Positive = 0.2
+    """PPO ratio clip."""
+    net_arch: tuple[Count, ...] = (64, 64)
+    """Hidden widths of policy and value network."""
+    validations: Count = 10
+    """Times the policy is scored on the validation window; the best snapshot is kept."""
+
+
+class MBPOConfig(Section):
+    """Short masked imagined rollouts mixed with real rows (MBPO arXiv:1906.08253, MOPO arXiv:2005.13239)."""
+
+    rollout_length: Annotated[int, Field(ge=1, le=10)] = 3
+    """H: bars per imagined branch; also PPO's n_steps."""
+    real_ratio: Fraction = 0.5
+    """Share of rows that walk through history; the rest are imagined."""
+    penalty_coef: NonNegative = 0.5
+    """lambda_u: reward units subtracted per unit of |position| and of ensemble disagreement."""
+    branch_pool: Count = 32_768
+    """Imagined market branches generated once per fit and reused by every policy update."""
+    ppo: PPOConfig = PPOConfig(num_envs=2048, n_steps=3, batch_size=3072, n_epochs=3)
+
+
+class EvaluationConfig(Section):
+    """Backtests that are reported."""
+
+    random_seeds: Count = 20
+    """Random-valid runs that are averaged."""
+
+
+class ExportConfig(Section):
+    """Bundle and parity."""
+
+    parity_states: Annotated[int, Field(ge=1000)] = 2000
+    """States on which torch and ONNX must choose the same action."""
+    parity_tolerance: Positive = 1e-5
+    """Largest probability difference."""
+    latency_decisions: Annotated[int, Field(ge=100)] = 10_000
+    """Single decisions timed after training."""
+    latency_budget_ms: Positive = 50.0
+    """Budget of one decision at the 99th percentile."""
+
+
+class GatesConfig(Section):
+    """What a challenger must show on the validation window before it becomes champion."""
+
+    min_sharpe: float = 0.0
+    """Annualised Sharpe ratio that must be exceeded; staying flat has 0."""
+    min_exposure: NonNegative = 0.05
+    """Lowest mean |position|: a Sharpe ratio does not know how little was at stake."""
+    min_sharpe_gain: float = 0.0
+    """Lowest Sharpe gain over the champion on the same window."""
+    max_drawdown: Fraction = 0.15
+    """Largest drawdown from the all-time peak."""
+    max_kill_switch_rate: Fraction = 0.0
+    """Largest share of paths that end in the kill switch."""
+    min_nll_gain: float = 0.0
+    """Lowest log-likelihood gain of the world model, nats per feature, over the tightest constant Gaussian."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking and registry URI without credentials, which MLflow and database drivers read from the environment;
+    null is a SQLite file in the work directory."""
+    experiment: Annotated[str, Field(min_length=1)] = "detent-nightly"
+    """Experiment name."""
+    model_name: Annotated[str, Field(min_length=1)] = "detent-policy"
+    """Registered model; one per market."""
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> Self:
+        if self.uri and "@" in self.uri.partition("//")[2].partition("/")[0]:
+            raise ValueError(
+                "tracking.uri: expected no user or password, was a URI with '@'; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or PGUSER and PGPASSWORD"
+            )
+        return self
+
+
+class DetentConfig(Section):
+    """One nightly retraining run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of every generator in the run."""
+    torch_threads: Count = 1
+    """Threads of torch; on small batches two are slower than one."""
+    data: DataConfig = DataConfig()
+    limits: LimitsConfig = LimitsConfig()
+    account: AccountConfig = AccountConfig()
+    reward: RewardConfig = RewardConfig()
+    env: EnvConfig = EnvConfig()
+    world_model: WorldModelConfig = WorldModelConfig()
+    mbpo: MBPOConfig = MBPOConfig()
+    model_free: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+    gates: GatesConfig = GatesConfig()
+    tracking: TrackingConfig = TrackingConfig()

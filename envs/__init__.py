@@ -1,0 +1,30 @@
+"""Trading environments over one exact account step, shared by history, imagination and planner.
+
+The core (account, reward, dynamics, history) is array-API arithmetic; `envs.trading` adds the Gymnasium interface and
+`envs.vec_env` the batched one for stable-baselines3.
+"""
+
+from envs.account import RISK_EVENTS, Account, AccountRules, StepOutcome, account_step, initial_account
+from envs.dynamics import ACCOUNT_FIELDS, DATA_AGE, UNCERTAINTY_FIELD, TradingDynamics
+from envs.history import HistoryBatch, InvalidActionError, Step, check_actions
+from envs.reward import REWARDS, register_reward, reward_function
+
+__all__ = [
+    "ACCOUNT_FIELDS",
+    "DATA_AGE",
+    "REWARDS",
+    "RISK_EVENTS",
+    "UNCERTAINTY_FIELD",
+    "Account",
+    "AccountRules",
+    "HistoryBatch",
+    "InvalidActionError",
+    "Step",
+    "StepOutcome",
+    "TradingDynamics",
+    "account_step",
+    "check_actions",
+    "initial_account",
+    "register_reward",
+    "reward_function",
+]

@@ -1,0 +1,196 @@
+"""What a trading environment declares as known: state row, masks, account step, reward, termination.
+
+History and imagination differ only in where the next feature row comes from; both call this class.
+
+The state row `[B, S]` is float32 and named. Columns in order: the market and signal features, the account columns
+below, `model_uncertainty`, `data_age`. The observation is the state without `data_age`, scaled to [-1, 1].
+
+| column | unit | min | max |
+| --- | --- | --- | --- |
+| position | multiples of equity | -1.25 | 1.25 |
+| exposure | notional over running peak equity | 0 | 1.25 |
+| drawdown | fraction of running peak | 0 | 0.2 |
+| open_pnl | return on equity since flat | -0.25 | 0.25 |
+| holding_time | bars | 0 | 60 |
+| trading_state | code 0-2 | 0 | 2 |
+| flat_bars | bars | 0 | 20 |
+| last_risk_event | code 0-3 | 0 | 3 |
+| model_uncertainty | ensemble disagreement, delta std | 0 | 1 |
+| data_age | bars | 0 | - |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import array_api_compat
+
+from configs.schema import DetentConfig, RewardConfig
+from data import Field
+from envs.account import Account, AccountRules, StepOutcome, account_step
+from envs.reward import reward_function
+from masking import ActionTable, DrawdownLadder, DrawdownRule, RuleSet, trading_rules
+
+ACCOUNT_FIELDS: tuple[Field, ...] = (
+    Field("position", "account", "multiples of equity", -1.25, 1.25, "Notional over equity"),
+    Field("exposure", "account", "multiples of peak equity", 0.0, 1.25, "Notional over running peak equity"),
+    Field("drawdown", "account", "fraction", 0.0, 0.2, "Running drawdown"),
+    Field("open_pnl", "account", "fraction", -0.25, 0.25, "Return on equity since the account was last flat"),
+    Field("holding_time", "account", "bars", 0.0, 60.0, "Bars since the last trade"),
+    Field("trading_state", "account", "code", 0.0, 2.0, "0 ACTIVE, 1 REDUCE_ONLY, 2 HALTED"),
+    Field("flat_bars", "account", "bars", 0.0, 20.0, "Consecutive flat bars while not ACTIVE"),
+    Field("last_risk_event", "account", "code", 0.0, 3.0, "0 none, 1 soft, 2 hard, 3 kill, since the last release"),
+)
+UNCERTAINTY_FIELD = Field("model_uncertainty", "uncertainty", "delta std", 0.0, 1.0, "Ensemble disagreement")
+DATA_AGE = "data_age"
+
+
+@dataclass(frozen=True)
+class TradingDynamics:
+    """The known part of trading, on any array namespace."""
+
+    feature_names: tuple[str, ...]
+    account_rules: AccountRules
+    rule_set: RuleSet
+    reward: RewardConfig
+
+    def __post_init__(self) -> None:
+        # Columns are found by name: a repeated name would let a feature stand in for an account column.
+        names = self.state_names
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"feature_names: expected names that occur once in the state row, repeated {repeated}")
+        missing = sorted({"gap_return", "intraday_return"} - set(self.feature_names))
+        if missing:
+            raise ValueError(f"feature_names: expected gap_return and intraday_return, missing {missing}")
+        unknown = sorted(set(self.rule_set.fields) - set(names))
+        if unknown:
+            raise ValueError(f"rule_set.fields: expected columns of the state row, was {unknown}")
+        if self.rule_set.actions != self.account_rules.actions:
+            raise ValueError(
+                f"actions: expected the same table for masks and trades, "
+                f"was {self.rule_set.actions.factors} and {self.account_rules.actions.factors}"
+            )
+
+    @classmethod
+    def from_config(cls, feature_names: Sequence[str], config: DetentConfig) -> TradingDynamics:
+        """Wire limits, costs and reward of a config."""
+        limits = config.limits
+        ladder = DrawdownLadder(
+            soft=limits.soft_drawdown,
+            hard=limits.hard_drawdown,
+            kill=limits.kill_drawdown,
+            cooldown_bars=limits.cooldown_bars,
+        )
+        actions = ActionTable()
+        rules = trading_rules(
+            max_exposure=limits.max_exposure,
+            paper=limits.paper,
+            ladder=ladder,
+            min_holding_bars=limits.min_holding_bars,
+            max_position_change=limits.max_position_change,
+            max_volatility=limits.max_volatility,
+            max_data_age_bars=limits.max_data_age_bars,
+        )
+        reward_function(config.reward.name)
+        account_rules = AccountRules(cost_rate=config.account.cost_rate, ladder=ladder, actions=actions)
+        return cls(tuple(feature_names), account_rules, RuleSet(rules, actions), config.reward)
+
+    def with_rule_set(self, rule_set: RuleSet) -> TradingDynamics:
+        """Same features, costs and reward under other limits; the account follows their drawdown ladder."""
+        ladders = [rule.ladder for rule in rule_set.rules if isinstance(rule, DrawdownRule)]
+        ladder = ladders[0] if ladders else self.account_rules.ladder
+        account_rules = replace(self.account_rules, ladder=ladder, actions=rule_set.actions)
+        return replace(self, rule_set=rule_set, account_rules=account_rules)
+
+    @cached_property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the S columns of a state row."""
+        account = (spec.name for spec in ACCOUNT_FIELDS)
+        return (*self.feature_names, *account, UNCERTAINTY_FIELD.name, DATA_AGE)
+
+    @property
+    def obs_names(self) -> tuple[str, ...]:
+        """Names of the D columns of an observation: the state row without `data_age`."""
+        return self.state_names[:-1]
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return self.rule_set.actions.num_actions
+
+    def state_row(self, features: Any, account: Account, uncertainty: Any, data_age: Any = None) -> Any:
+        """Assemble state rows.
+
+        Args: features [B, M] raw units; account [B]; uncertainty [B]; data_age [B] bars, zero when None.
+        Returns: [B, S] float32.
+        """
+        _check_width("features", features, len(self.feature_names))
+        xp = array_api_compat.array_namespace(features)
+        age = xp.zeros_like(account.equity) if data_age is None else data_age
+        columns = (
+            account.position,
+            xp.abs(account.position) * account.equity / account.peak,
+            account.drawdown,
+            account.open_pnl,
+            account.holding_time,
+            account.trading_state,
+            account.flat_bars,
+            account.last_risk_event,
+            uncertainty,
+            age,
+        )
+        tail = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)
+        return xp.concat((xp.astype(features, xp.float32), tail), axis=1)
+
+    def action_masks(self, state: Any) -> Any:
+        """The one mask: bool [B, A] from state rows [B, S]."""
+        return self.rule_set(self.named_columns(state))
+
+    def named_columns(self, state: Any) -> dict[str, Any]:
+        """Columns [B] of the fields the rules read."""
+        _check_width("state", state, len(self.state_names))
+        return {name: state[:, self.state_names.index(name)] for name in self.rule_set.fields}
+
+    def account_from_state(self, state: Any, dtype: Any) -> Account:
+        """Rebuild an account from state rows [B, S], with equity set to 1.
+
+        Everything the dynamics depend on is in the row, so an imagined branch can start from any stored state
+        that is not terminal.
+        """
+        _check_width("state", state, len(self.state_names))
+        xp = array_api_compat.array_namespace(state)
+        column = {spec.name: xp.astype(state[:, self.state_names.index(spec.name)], dtype) for spec in ACCOUNT_FIELDS}
+        one = xp.ones_like(column["position"])
+        return Account(
+            equity=one,
+            peak=one / (1 - column["drawdown"]),
+            position=column["position"],
+            open_pnl=column["open_pnl"],
+            holding_time=column["holding_time"],
+            trading_state=column["trading_state"],
+            killed=xp.zeros_like(one),
+            flat_bars=column["flat_bars"],
+            last_risk_event=column["last_risk_event"],
+        )
+
+    def step(self, account: Account, action: Any, next_features: Any) -> tuple[Account, StepOutcome, Any]:
+        """Advance by one bar.
+
+        Args: account [B]; action [B] integer, valid under the masks of the current state; next_features [B, M].
+        Returns: next account, outcome, reward [B]. Termination is `account.killed > 0`.
+        """
+        _check_width("next_features", next_features, len(self.feature_names))
+        gap = next_features[:, self.feature_names.index("gap_return")]
+        intraday = next_features[:, self.feature_names.index("intraday_return")]
+        account, outcome = account_step(account, action, gap, intraday, self.account_rules)
+        return account, outcome, reward_function(self.reward.name)(outcome, self.reward)
+
+
+def _check_width(name: str, rows: Any, width: int) -> None:
+    # Columns are taken by position: one column too few would shift every account column.
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"{name}: expected [B, {width}], was {list(rows.shape)}")

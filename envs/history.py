@@ -1,0 +1,125 @@
+"""A batch of accounts walking through historical feature rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.account import Account, StepOutcome, initial_account
+from envs.dynamics import TradingDynamics
+
+
+class InvalidActionError(ValueError):
+    """An action that the masks forbid reached an environment."""
+
+
+class Step(NamedTuple):
+    """One bar of a batch; arrays [B]."""
+
+    reward: np.ndarray
+    terminated: np.ndarray
+    """bool: the kill switch latched."""
+    truncated: np.ndarray
+    """bool: history or the episode length ended."""
+    outcome: StepOutcome
+
+
+class HistoryBatch:
+    """B independent walks over one table of feature rows, in float64.
+
+    Args:
+        dynamics: the known part of trading.
+        features: [T, M] raw feature rows, T >= 2.
+        uncertainty: [T] ensemble disagreement per row, or None for zeros.
+        batch: B.
+        episode_bars: bars after which a walk is truncated; None walks to the end of history.
+    """
+
+    def __init__(
+        self,
+        dynamics: TradingDynamics,
+        features: np.ndarray,
+        uncertainty: np.ndarray | None = None,
+        *,
+        batch: int,
+        episode_bars: int | None = None,
+    ) -> None:
+        if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] != len(dynamics.feature_names):
+            raise ValueError(f"features: expected [T >= 2, {len(dynamics.feature_names)}], was {list(features.shape)}")
+        if not np.isfinite(features).all():
+            raise ValueError("features: expected finite values, found NaN or infinity")
+        if uncertainty is not None and uncertainty.shape != (len(features),):
+            raise ValueError(f"uncertainty: expected [{len(features)}], was {list(uncertainty.shape)}")
+        if uncertainty is not None and not np.isfinite(uncertainty).all():
+            raise ValueError("uncertainty: expected finite values, found NaN or infinity")
+        self.dynamics = dynamics
+        self.features = np.asarray(features, dtype=np.float64)
+        self.uncertainty = np.zeros(len(features)) if uncertainty is None else np.asarray(uncertainty, np.float64)
+        self.batch = batch
+        self.episode_bars = episode_bars
+        self.time = np.zeros(batch, dtype=np.int64)
+        self.age = np.zeros(batch, dtype=np.int64)
+        self.account = initial_account(batch, np, dtype=np.float64)
+        self._refresh()
+
+    @property
+    def last_row(self) -> int:
+        """Index of the last feature row, on which no decision is made."""
+        return len(self.features) - 1
+
+    def restart(self, rows: np.ndarray, time: np.ndarray) -> None:
+        """Begin new walks: `rows` indexes the batch, `time` gives their first feature row, before the last one."""
+        if np.any((time < 0) | (time >= self.last_row)):
+            raise ValueError(f"time: expected 0 <= time < {self.last_row}, was {np.asarray(time).tolist()}")
+        fresh = initial_account(1, np, dtype=np.float64)
+        # Copies: columns may share memory with each other or with what a caller kept.
+        self.account = Account(*map(np.array, self.account))
+        for column, start in zip(self.account, fresh, strict=True):
+            column[rows] = start
+        self.time, self.age = self.time.copy(), self.age.copy()
+        self.time[rows] = time
+        self.age[rows] = 0
+        self._refresh()
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Execute one action per walk.
+
+        Args: actions [B] integer.
+        Raises: InvalidActionError if a mask forbids one of them, ValueError if a walk stands at the end of
+            history; nothing has moved then.
+        """
+        check_actions(actions, self.action_masks)
+        if (self.time >= self.last_row).any():
+            rows = np.flatnonzero(self.time >= self.last_row).tolist()
+            raise ValueError(f"walks {rows}: expected a restart at the end of history, was another step")
+        time = self.time + 1
+        account, outcome, reward = self.dynamics.step(self.account, actions, self.features[time])
+        self.time, self.age, self.account = time, self.age + 1, account
+        terminated = self.account.killed > 0
+        truncated = self.time >= self.last_row
+        if self.episode_bars is not None:
+            truncated = truncated | (self.age >= self.episode_bars)
+        self._refresh()
+        return Step(reward, terminated, truncated & ~terminated, outcome)
+
+    def _refresh(self) -> None:
+        self.state: np.ndarray = self.dynamics.state_row(
+            self.features[self.time], self.account, self.uncertainty[self.time]
+        )
+        self.action_masks: np.ndarray = self.dynamics.action_masks(self.state)
+
+
+def check_actions(actions: np.ndarray, action_masks: np.ndarray) -> None:
+    """Raise InvalidActionError unless every action [B] is valid under its mask row [B, A]."""
+    batch, num_actions = action_masks.shape
+    if actions.shape != (batch,) or not np.issubdtype(actions.dtype, np.integer):
+        raise InvalidActionError(f"actions: expected integers [{batch}], was {actions.dtype} {list(actions.shape)}")
+    inside = (actions >= 0) & (actions < num_actions)
+    valid = inside & action_masks[np.arange(batch), np.where(inside, actions, 0)]
+    if not valid.all():
+        row = int(np.flatnonzero(~valid)[0])
+        raise InvalidActionError(
+            f"actions: expected only valid actions, row {row} chose {int(actions[row])} "
+            f"but its mask is {action_masks[row].tolist()}; sample from action_masks()"
+        )

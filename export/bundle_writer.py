@@ -1,0 +1,184 @@
+"""Writing a bundle: export, describe, prove, and only then let it appear under its name."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+
+from data import Field, Scaler, atomic_directory, canonical_json, sha256_bytes
+from envs import TradingDynamics
+from export.errors import ExportError, ParityError
+from export.graphs import MaskGraph, PolicyGraph, UncertaintyGraph, check_policy
+from export.onnx_files import EXAMPLE_BATCH, onnx_bytes
+from export.parity import ParityReport, check_parity
+from export.reference import Reference
+from export.states import probe_masks, probe_states
+from masking.ruleset import rule_name, rule_parameters
+from serving import BundleError, Golden, Manifest, PolicyOutputs, open_bundle
+from serving.manifest import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    MASK_FILE,
+    POLICY_FILE,
+    RULES_FILE,
+    SCALER_FILE,
+    UNCERTAINTY_FILE,
+    graph_metadata,
+    layout_hash,
+)
+
+GOLDEN_ROWS = 64
+"""Golden inputs of a bundle, the last of them with a NaN."""
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "sb3-contrib", "stable-baselines3", "torch")
+"""Libraries whose version can change the bytes of a bundle."""
+
+
+@dataclass(frozen=True)
+class BundleInfo:
+    """A written bundle."""
+
+    path: Path
+    hash: str
+    parity: ParityReport
+
+
+def write_bundle(
+    destination: str | os.PathLike[str],
+    *,
+    dynamics: TradingDynamics,
+    scaler: Scaler,
+    policy: MaskableActorCriticPolicy,
+    market_model: Any,
+    fields: Sequence[Field],
+    data_hash: str,
+    config_hash: str,
+    git_commit: str,
+    seeds: Mapping[str, int],
+    states: npt.NDArray[np.float32] | None = None,
+    parity_states: int = 2000,
+    parity_tolerance: float = 1e-5,
+    seed: int = 0,
+) -> BundleInfo:
+    """Write a bundle and prove it; on any error nothing is left at the destination.
+
+    Args:
+        destination: directory to create; its name is the caller's choice and not part of the bundle.
+        dynamics: names of the columns, and the rules.
+        scaler: raw state columns to observation.
+        policy: trained policy; it is copied, never changed.
+        market_model: gives `model_uncertainty`; a `world_model.MarketModel`.
+        fields: the M feature columns, as in `dynamics.feature_names`.
+        data_hash: provenance, stored as given, like the next three.
+        config_hash: of the configuration that trained the policy.
+        git_commit: of the code.
+        seeds: by purpose.
+        states: real state rows [N, S] that parity compares as well.
+        parity_states: probe states for parity, at least 1,000.
+        parity_tolerance: largest probability difference.
+        seed: of the probe states and golden inputs.
+
+    Returns: where it lies, its hash and how close it came. Equal arguments give equal bytes.
+    Raises: FileExistsError; ExportError if the parts do not fit together; ParityError if the files decide otherwise
+        than the policy; OSError from the file system.
+    """
+    check_policy(dynamics, scaler, policy)
+    _check_columns(dynamics, market_model, fields, states)
+    reference = Reference(dynamics, scaler, policy, market_model)
+    with atomic_directory(destination) as folder:
+        contents = _graph_files(dynamics, scaler, policy, market_model)
+        contents |= {
+            RULES_FILE: _json({"hash": dynamics.rule_set.hash, **dynamics.rule_set.to_dict()}),
+            SCALER_FILE: _json(scaler.to_dict()),
+            GOLDEN_FILE: _json(_golden(reference, np.random.default_rng([seed, GOLDEN_ROWS])).to_dict()),
+        }
+        manifest = Manifest.create(
+            state_names=list(dynamics.state_names),
+            feature_fields=[field.to_dict() for field in fields],
+            actions={"factors": dynamics.rule_set.actions.factors, "names": dynamics.rule_set.actions.names},
+            rule_set_hash=dynamics.rule_set.hash,
+            limits={rule_name(rule): rule_parameters(rule) for rule in dynamics.rule_set.rules},
+            provenance={
+                "data_hash": data_hash,
+                "config_hash": config_hash,
+                "git_commit": git_commit,
+                "seeds": dict(seeds),
+                "versions": library_versions(),
+            },
+            files={name: {"sha256": sha256_bytes(data), "size": len(data)} for name, data in contents.items()},
+        )
+        contents[MANIFEST_FILE] = manifest.to_bytes()
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+        try:
+            bundle = open_bundle(folder, expected_hash=manifest.bundle_hash)
+        except BundleError as error:
+            raise ParityError(f"the written bundle does not open: {error}") from error
+        parity = check_parity(
+            bundle, reference, count=parity_states, tolerance=parity_tolerance, seed=seed, states=states
+        )
+    return BundleInfo(Path(destination), manifest.bundle_hash, parity)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions that went into a bundle, by distribution name."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def _check_columns(
+    dynamics: TradingDynamics, market_model: Any, fields: Sequence[Field], states: npt.NDArray[np.float32] | None
+) -> None:
+    for label, named in (("fields", fields), ("market_model.fields", market_model.fields)):
+        names = tuple(field.name for field in named)
+        if names != dynamics.feature_names:
+            raise ExportError(f"{label}: expected {list(dynamics.feature_names)}, was {list(names)}")
+    if states is not None and (states.ndim != 2 or states.shape[1] != len(dynamics.state_names)):
+        raise ExportError(f"states: expected [N, {len(dynamics.state_names)}], was {list(states.shape)}")
+
+
+def _graph_files(
+    dynamics: TradingDynamics, scaler: Scaler, policy: MaskableActorCriticPolicy, market_model: Any
+) -> dict[str, bytes]:
+    layout = layout_hash(dynamics.state_names, dynamics.feature_names, dynamics.rule_set.actions.factors)
+    numbers = np.stack([scaler.centre, scaler.scale])
+
+    def metadata(role: str) -> dict[str, str]:
+        return graph_metadata(role, layout=layout, rule_set_hash=dynamics.rule_set.hash, scaler=numbers)
+
+    state = torch.zeros(EXAMPLE_BATCH, len(dynamics.state_names))
+    callers = torch.ones(EXAMPLE_BATCH, dynamics.num_actions, dtype=torch.bool)
+    features = torch.zeros(EXAMPLE_BATCH, len(dynamics.feature_names))
+    return {
+        POLICY_FILE: onnx_bytes(
+            PolicyGraph(dynamics, scaler, policy),
+            {"state": state, "caller_masks": callers},
+            PolicyOutputs._fields,
+            metadata(POLICY_FILE),
+        ),
+        MASK_FILE: onnx_bytes(MaskGraph(dynamics), {"state": state}, ("action_masks",), metadata(MASK_FILE)),
+        UNCERTAINTY_FILE: onnx_bytes(
+            UncertaintyGraph(market_model), {"features": features}, ("model_uncertainty",), metadata(UNCERTAINTY_FILE)
+        ),
+    }
+
+
+def _golden(reference: Reference, rng: np.random.Generator) -> Golden:
+    # Infinite and enormous cells are parity's business: JSON has no infinity, and 3e38 squared is none either.
+    pool = probe_states(reference.dynamics, reference.scaler, 4 * GOLDEN_ROWS, rng)
+    state = pool[(np.abs(pool) < 1e6).all(axis=1)][:GOLDEN_ROWS].copy()
+    state[-1, 0] = np.nan
+    callers = probe_masks(reference.dynamics.num_actions, len(state), rng)
+    return Golden(state, callers, reference.decide(state, callers), reference.uncertainty(state))
+
+
+def _json(obj: Any) -> bytes:
+    return (canonical_json(obj) + "\n").encode("utf-8")

@@ -1,0 +1,24 @@
+"""MBPO with masks: imagined market branches, the half real, half imagined environment, and masked PPO training."""
+
+from mbpo.collect import collect_transitions, market_rows, replay_schema
+from mbpo.imagination import MarketBranches, branch_summary, historical_uncertainty, imagine_market
+from mbpo.policy import TorchPolicy
+from mbpo.starts import StartBuffer
+from mbpo.training import TrainedPolicy, train_policy
+from mbpo.vec_env import MixedVecEnv, RolloutStatistics
+
+__all__ = [
+    "MarketBranches",
+    "MixedVecEnv",
+    "RolloutStatistics",
+    "StartBuffer",
+    "TorchPolicy",
+    "TrainedPolicy",
+    "branch_summary",
+    "collect_transitions",
+    "historical_uncertainty",
+    "imagine_market",
+    "market_rows",
+    "replay_schema",
+    "train_policy",
+]

@@ -1,0 +1,80 @@
+"""Bundles of runs: written at the end of a run, or again from its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from configs import ConfigError, config_hash, load_config
+from data import DataError
+from export import BundleInfo, write_bundle
+from mbpo import TorchPolicy, historical_uncertainty
+from pipeline.inputs import RunInputs, load_inputs, observation_scaler
+from pipeline.provenance import git_commit
+from pipeline.training import MBPO_NAME
+from world_model import MarketModel
+
+
+def bundle_run(
+    inputs: RunInputs,
+    policy: TorchPolicy,
+    market_model: MarketModel,
+    destination: Path,
+    *,
+    states: np.ndarray | None = None,
+) -> BundleInfo:
+    """Write and prove the bundle of a run.
+
+    Args: states [N, S]: real state rows that parity compares as well.
+    Raises: ParityError, ExportError, FileExistsError, OSError; nothing is left at the destination then.
+    """
+    config = inputs.config
+    return write_bundle(
+        destination,
+        dynamics=inputs.dynamics,
+        scaler=policy.scaler,
+        policy=policy.network,
+        market_model=market_model,
+        fields=inputs.table.fields,
+        data_hash=inputs.data_hash,
+        config_hash=config_hash(config),
+        git_commit=git_commit(),
+        seeds={"run": config.seed},
+        states=states,
+        parity_states=config.export.parity_states,
+        parity_tolerance=config.export.parity_tolerance,
+        seed=config.seed,
+    )
+
+
+def export_run(workdir: Path, run: str | None, destination: Path) -> BundleInfo:
+    """Rebuild policy and world model of a finished run and write its bundle again.
+
+    Args: run: folder name below `workdir/runs`; None takes the newest finished run.
+    Raises: ConfigError if there is no such run or the destination exists; DataError if the bars have changed since;
+        ParityError.
+    """
+    finished = sorted((workdir / "runs").glob("*/report.json"), key=lambda path: path.stat().st_mtime)
+    names = [path.parent.name for path in finished]
+    if not names or (run is not None and run not in names):
+        raise ConfigError(f"run: expected one of {names or 'the finished runs (there are none)'}, was {run!r}")
+    if destination.exists():
+        raise ConfigError(f"destination: expected a path that does not exist yet, was {destination}")
+    folder = workdir / "runs" / (run or names[-1])
+    report = json.loads((folder / "report.json").read_text())
+    expected = report["data_hash"]
+    # A feed that has grown since holds the run's bars as its beginning.
+    inputs = load_inputs(load_config(folder / "config.yaml"), until=pd.Timestamp(report["windows"]["test"]["last"]))
+    if inputs.data_hash != expected:
+        raise DataError(
+            f"{folder}: expected the bars the run was trained on ({expected[:12]}), was {inputs.data_hash[:12]}"
+        )
+    net_arch = inputs.config.mbpo.ppo.net_arch
+    weights = folder / f"{MBPO_NAME}.safetensors"
+    model = MarketModel.load(folder / "world_model", inputs.table.fields)
+    scaler = observation_scaler(inputs.train, historical_uncertainty(model, inputs.train.values))
+    policy = TorchPolicy.load(weights, MBPO_NAME, inputs.dynamics, scaler, net_arch)
+    return bundle_run(inputs, policy, model, destination)

@@ -1,0 +1,115 @@
+"""From a config to everything a run computes with: bars, features, windows, scaler, dynamics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from configs import ConfigError, DetentConfig, config_hash
+from data import DataError, FeatureTable, Scaler, Split, hash_bars, open_source, walk_forward_splits
+from data.features import LOOKBACK, compute_features
+from envs import ACCOUNT_FIELDS, REWARDS, UNCERTAINTY_FIELD, TradingDynamics
+from pipeline.provenance import run_key
+
+MAX_PACE = 2.5
+"""Bars per year may differ from the configured number by this factor."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Validated inputs of a run; nothing in here depends on a random number."""
+
+    config: DetentConfig
+    bars: pd.DataFrame
+    table: FeatureTable
+    split: Split
+    scaler: Scaler
+    """Of observations without a world model, fitted on the training window only."""
+    dynamics: TradingDynamics
+    data_hash: str
+
+    @property
+    def train(self) -> FeatureTable:
+        """Training window."""
+        return self.table.rows(self.split.train)
+
+    @property
+    def validation(self) -> FeatureTable:
+        """Validation window: every choice is made here."""
+        return self.table.rows(self.split.validation)
+
+    @property
+    def test(self) -> FeatureTable:
+        """Test window: reported only."""
+        return self.table.rows(self.split.test)
+
+    @property
+    def run_key(self) -> str:
+        """Name of what this run computes."""
+        return run_key(config_hash(self.config), self.data_hash)
+
+    def windows(self) -> dict[str, dict[str, Any]]:
+        """First and last timestamp and number of rows of each window."""
+        tables = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {
+            name: {
+                "first": table.timestamps[0].isoformat(),
+                "last": table.timestamps[-1].isoformat(),
+                "rows": len(table),
+            }
+            for name, table in tables.items()
+        }
+
+
+def observation_scaler(train: FeatureTable, uncertainty: np.ndarray | None = None) -> Scaler:
+    """Features and model uncertainty by training quantiles, account columns by their fixed ranges.
+
+    Args: uncertainty [T] of the training rows; None where there is no world model and the column is zero.
+    """
+    parts = [Scaler.fit(train.values, train.names), Scaler.with_fixed(ACCOUNT_FIELDS)]
+    if uncertainty is None:
+        parts.append(Scaler.with_fixed((UNCERTAINTY_FIELD,)))
+    else:
+        parts.append(Scaler.fit(uncertainty[:, None], (UNCERTAINTY_FIELD.name,)))
+    return Scaler.concat(parts)
+
+
+# Volatility is annualised with this number and compared with a limit: five-minute bars counted as days would switch
+# the circuit breaker off.
+def _check_bars_per_year(bars: pd.DataFrame, bars_per_year: int, symbol: str) -> None:
+    years = (bars.index[-1] - bars.index[0]) / pd.Timedelta(days=365.25)
+    found = (len(bars) - 1) / years if years > 0 else float("nan")
+    if len(bars) > 1 and not bars_per_year / MAX_PACE < found < bars_per_year * MAX_PACE:
+        raise DataError(
+            f"{symbol}: data.bars_per_year: expected about {found:,.0f} as the timestamps have it, was {bars_per_year}"
+        )
+
+
+def load_inputs(config: DetentConfig, until: pd.Timestamp | None = None) -> RunInputs:
+    """Read and check the bars, compute features, choose the latest walk-forward fold.
+
+    Args: until: leave out newer bars; None takes all.
+    Raises: DataError for anything wrong with the data; ConfigError for an unknown reward.
+    """
+    if config.reward.name not in REWARDS:
+        raise ConfigError(f"reward.name: expected one of {sorted(REWARDS)}, was {config.reward.name!r}")
+    bars = open_source(config.data.source).load()
+    symbol = config.data.source.symbol
+    if until is not None:
+        bars = bars.loc[:until]
+    _check_bars_per_year(bars, config.data.bars_per_year, symbol)
+    table = compute_features(bars, config.data.bars_per_year, symbol)
+    purge = LOOKBACK + config.mbpo.rollout_length
+    split = walk_forward_splits(len(table), config.data.split, config.data.bars_per_year, purge)[-1]
+    return RunInputs(
+        config=config,
+        bars=bars,
+        table=table,
+        split=split,
+        scaler=observation_scaler(table.rows(split.train)),
+        dynamics=TradingDynamics.from_config(table.names, config),
+        data_hash=hash_bars(bars),
+    )

@@ -1,0 +1,270 @@
+"""The learning stages of a run: replay, world model, imagination, model-free baseline, MBPO.
+
+A stage that finished before a crash is read back from the run directory instead of being computed again; every stage
+seeds its own generators, so a resumed run ends in the same bundle as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from configs import ConfigError
+from configs.schema import PPOConfig
+from data import DataError, FeatureTable, ReplayStore, Scaler, atomic_write_json
+from data.features import LOOKBACK
+from envs.vec_env import BatchVecEnv, HistoryVecEnv
+from evaluation import PolicyMetrics, backtest, evaluate
+from mbpo import (
+    MarketBranches,
+    MixedVecEnv,
+    StartBuffer,
+    TorchPolicy,
+    collect_transitions,
+    historical_uncertainty,
+    imagine_market,
+    market_rows,
+    train_policy,
+)
+from pipeline.inputs import RunInputs, observation_scaler
+from pipeline.progress import Advance, silent
+from pipeline.tracking import Tracker
+from world_model import MarketModel, ModelFileError, TrainingError, evaluate_market_model, fit_market_model
+
+MBPO_NAME = "mbpo"
+MODEL_FREE_NAME = "model_free"
+
+
+@dataclass(frozen=True)
+class Visited:
+    """Training transitions as read back from the replay store."""
+
+    features: np.ndarray
+    """[T, M] feature rows in time order."""
+    rows: np.ndarray
+    """[N] feature row of each visited state."""
+    states: np.ndarray
+    """[N, S] visited, non-terminal states."""
+
+
+@dataclass(frozen=True)
+class LearnedMarket:
+    """World model with its metrics and the disagreement at every historical row."""
+
+    model: MarketModel
+    scaler: Scaler
+    """Of the observation, with `model_uncertainty` scaled by its training quantiles."""
+    metrics: dict[str, Any]
+    """`holdout` (end of the training window, used for early stopping), `validation` and `test`."""
+    uncertainty: np.ndarray
+    """[T] over the whole feature table."""
+
+
+def replay_stage(inputs: RunInputs, run_dir: Path, progress: Advance = silent) -> Visited:
+    """Walk the training window with random valid actions into the run's store and read the transitions back."""
+    store = ReplayStore(run_dir / "replay")
+    if store.num_rows == 0:
+        config = inputs.config
+        store.append(
+            collect_transitions(
+                inputs.dynamics, inputs.scaler, inputs.train, seed=config.seed, episode_bars=config.env.episode_bars
+            )
+        )
+    transitions = store.read()
+    progress(len(transitions), len(transitions), "transitions")
+    times, features = market_rows(transitions, len(inputs.table.names))
+    return Visited(features, np.searchsorted(times, transitions.timestamp), transitions.state)
+
+
+def world_model_stage(
+    inputs: RunInputs, visited: Visited, run_dir: Path, tracker: Tracker | None = None, progress: Advance = silent
+) -> LearnedMarket:
+    """Fit the ensemble to the replayed rows and score it on windows it has not seen."""
+    directory, fields = run_dir / "world_model", inputs.table.fields
+    report_file = run_dir / "world_model_fit.json"
+    if directory.exists():
+        with _checkpoint(directory):
+            model = MarketModel.load(directory, fields)
+            report = json.loads(report_file.read_text())
+    else:
+        scores: list[float] = []
+
+        def on_epoch(epoch: int, total: int, score: float) -> None:
+            progress(epoch, total, f"holdout {score:.4f}")
+            scores.append(score)
+
+        try:
+            model, fit = fit_market_model(
+                visited.features, fields, inputs.config.world_model, inputs.config.seed, on_epoch, purge=LOOKBACK
+            )
+        except TrainingError as error:
+            raise ConfigError(f"world_model: {error}") from error
+        report = {**fit.to_dict(), "holdout_scores": scores}
+        atomic_write_json(report_file, report)
+        model.save(directory)
+    if tracker is not None:
+        for epoch, score in enumerate(report["holdout_scores"], start=1):
+            tracker.log_metrics({"world_model/holdout_score": score}, epoch)
+    scored: dict[str, FeatureTable] = {"validation": inputs.validation, "test": inputs.test}
+    metrics = {name: evaluate_market_model(model, table.values, fields).to_dict() for name, table in scored.items()}
+    metrics["holdout"] = report["holdout"]
+    metrics["fit"] = {key: report[key] for key in ("train_rows", "holdout_rows", "epochs", "elites")}
+    uncertainty = historical_uncertainty(model, inputs.table.values)
+    scaler = observation_scaler(inputs.train, uncertainty[inputs.split.train])
+    return LearnedMarket(model, scaler, metrics, uncertainty)
+
+
+def imagination_stage(
+    inputs: RunInputs, visited: Visited, market: LearnedMarket, progress: Advance = silent
+) -> MarketBranches:
+    """Imagine the market branches that every policy update reuses."""
+    mbpo = inputs.config.mbpo
+    return imagine_market(
+        market.model,
+        visited.features,
+        horizon=mbpo.rollout_length,
+        branches_per_row=max(mbpo.branch_pool // len(visited.features), 1),
+        generator=torch.Generator().manual_seed(inputs.config.seed),
+        progress=progress,
+    )
+
+
+def model_free_stage(
+    inputs: RunInputs, run_dir: Path, tracker: Tracker | None = None, progress: Advance = silent
+) -> TorchPolicy:
+    """Train the baseline: MaskablePPO on history alone, with the same data, masks, costs and selection."""
+    config = inputs.config
+
+    def build() -> BatchVecEnv:
+        return HistoryVecEnv(
+            inputs.dynamics,
+            inputs.scaler,
+            inputs.train.values,
+            num_envs=config.model_free.num_envs,
+            episode_bars=config.env.episode_bars,
+            seed=config.seed,
+        )
+
+    return _policy_stage(
+        MODEL_FREE_NAME, config.model_free, None, inputs.scaler, build, inputs, run_dir, tracker, progress
+    )
+
+
+def mbpo_stage(
+    inputs: RunInputs,
+    visited: Visited,
+    market: LearnedMarket,
+    branches: MarketBranches,
+    run_dir: Path,
+    tracker: Tracker | None = None,
+    progress: Advance = silent,
+) -> TorchPolicy:
+    """Train masked PPO on real and imagined rows."""
+    config = inputs.config
+    uncertainty = historical_uncertainty(market.model, visited.features)
+
+    def build() -> BatchVecEnv:
+        starts = StartBuffer(visited.rows, visited.states, capacity=len(visited.rows))
+        return MixedVecEnv(
+            inputs.dynamics,
+            market.scaler,
+            visited.features,
+            uncertainty,
+            branches,
+            starts,
+            num_envs=config.mbpo.ppo.num_envs,
+            real_ratio=config.mbpo.real_ratio,
+            penalty_coef=config.mbpo.penalty_coef,
+            episode_bars=config.env.episode_bars,
+            seed=config.seed,
+        )
+
+    return _policy_stage(
+        MBPO_NAME, config.mbpo.ppo, market.uncertainty, market.scaler, build, inputs, run_dir, tracker, progress
+    )
+
+
+def _policy_stage(
+    name: str,
+    ppo: PPOConfig,
+    uncertainty: np.ndarray | None,
+    scaler: Scaler,
+    build: Callable[[], BatchVecEnv],
+    inputs: RunInputs,
+    run_dir: Path,
+    tracker: Tracker | None,
+    progress: Advance,
+) -> TorchPolicy:
+    weights, summary = run_dir / f"{name}.safetensors", run_dir / f"{name}.json"
+
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        if tracker is not None:
+            tracker.log_metrics({f"{name}/{key}": value for key, value in metrics.items()}, step)
+
+    if weights.exists():
+        with _checkpoint(weights):
+            policy = TorchPolicy.load(weights, name, inputs.dynamics, scaler, ppo.net_arch)
+            history = json.loads(summary.read_text())["history"]
+        for entry in history:
+            log({key: value for key, value in entry.items() if key != "step"}, int(entry["step"]))
+        return policy
+    best = float("-inf")
+
+    def validate(policy: TorchPolicy) -> Mapping[str, float]:
+        nonlocal best
+        metrics = window_metrics(inputs, policy, inputs.split.validation, uncertainty)
+        best = max(best, metrics.reward_per_bar)
+        return {
+            "score": metrics.reward_per_bar,
+            "validation_sharpe": metrics.sharpe,
+            "validation_drawdown": metrics.max_drawdown,
+            "validation_turnover": metrics.turnover_per_year,
+        }
+
+    def on_step(done: int, total: int) -> None:
+        progress(done, total, "" if best == float("-inf") else f"best validation reward {best:+.4f}")
+
+    horizon = inputs.config.mbpo.rollout_length if name == MBPO_NAME else ppo.n_steps
+    seed = inputs.config.seed
+    try:
+        trained = train_policy(
+            build(), ppo, n_steps=horizon, seed=seed, name=name, validate=validate, log=log, progress=on_step
+        )
+    except FloatingPointError as error:
+        raise ConfigError(f"{error}; a smaller learning_rate may help") from error
+    atomic_write_json(
+        summary,
+        {
+            "best_step": trained.best_step,
+            "best_score": trained.best_score,
+            "steps": trained.steps,
+            "history": trained.history,
+        },
+    )
+    trained.policy.save(weights)
+    return trained.policy
+
+
+@contextmanager
+def _checkpoint(path: Path) -> Iterator[None]:
+    # Checkpoints are written atomically, so one that cannot be read was damaged from outside.
+    try:
+        yield
+    except (ModelFileError, SafetensorError, RuntimeError, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: expected the checkpoint of this run: {error}; --force computes it again") from error
+
+
+def window_metrics(inputs: RunInputs, policy: Any, window: slice, uncertainty: np.ndarray | None) -> PolicyMetrics:
+    """Backtest one policy over one window of the feature table."""
+    table = inputs.table.rows(window)
+    part = None if uncertainty is None else uncertainty[window]
+    result = backtest(inputs.dynamics, table.values, table.timestamps, policy, part)
+    return evaluate(result, inputs.config.data.bars_per_year)

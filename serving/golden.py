@@ -1,0 +1,138 @@
+"""Golden decisions: inputs stored with the bundle and the outputs the training policy gave for them.
+
+They prove on the serving machine, at load time, that this processor and this onnxruntime decide as training did.
+Letters: G golden rows, S state columns, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import BundleFormatError
+
+GOLDEN_TOLERANCE = 1e-5
+"""Largest probability difference between machines; another vector width moves float32 by about 1e-7."""
+TIE = 1e-6
+"""Two actions whose probabilities are this close may be chosen one for the other."""
+
+
+class PolicyOutputs(NamedTuple):
+    """Outputs of the policy graph, in graph order."""
+
+    action: npt.NDArray[np.int64]
+    """[B]."""
+    probabilities: npt.NDArray[np.float32]
+    """[B, A], exactly 0 where masked."""
+    action_masks: npt.NDArray[np.bool_]
+    """[B, A], rules and caller combined."""
+    value: npt.NDArray[np.float32]
+    """[B], 0 where there is no finite estimate."""
+    fallback: npt.NDArray[np.bool_]
+    """[B], True where the graph could not decide and took Hold."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """Golden inputs and expected outputs.
+
+    Attributes: state [G, S] raw, NaN allowed; caller_masks [G, A]; expected; uncertainty [G], NaN where the
+        features are not finite.
+    """
+
+    state: npt.NDArray[np.float32]
+    caller_masks: npt.NDArray[np.bool_]
+    expected: PolicyOutputs
+    uncertainty: npt.NDArray[np.float32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able dictionary; NaN becomes None, float32 survives exactly."""
+        arrays = {"state": self.state, "caller_masks": self.caller_masks, "uncertainty": self.uncertainty}
+        arrays |= self.expected._asdict()
+        return {name: _to_lists(array) for name, array in arrays.items()}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], num_columns: int, num_actions: int) -> Golden:
+        """Inverse of `to_dict`. Raises: BundleFormatError naming the array that is missing or misshapen."""
+        rows = len(raw["state"]) if isinstance(raw.get("state"), list) else 0
+        if rows == 0:
+            raise BundleFormatError("golden: state: expected at least one row, was none")
+        shapes: dict[str, tuple[type[Any], tuple[int, ...]]] = {
+            "state": (np.float32, (rows, num_columns)),
+            "caller_masks": (np.bool_, (rows, num_actions)),
+            "action": (np.int64, (rows,)),
+            "probabilities": (np.float32, (rows, num_actions)),
+            "action_masks": (np.bool_, (rows, num_actions)),
+            "value": (np.float32, (rows,)),
+            "fallback": (np.bool_, (rows,)),
+            "uncertainty": (np.float32, (rows,)),
+        }
+        if set(raw) != set(shapes):
+            raise BundleFormatError(f"golden: expected {sorted(shapes)}, was {sorted(raw)}")
+        arrays = {name: _to_array(name, raw[name], *form) for name, form in shapes.items()}
+        expected = PolicyOutputs(*(arrays[name] for name in PolicyOutputs._fields))
+        return cls(arrays["state"], arrays["caller_masks"], expected, arrays["uncertainty"])
+
+
+def difference(expected: PolicyOutputs, actual: PolicyOutputs, tolerance: float) -> str | None:
+    """Say where two sets of decisions first differ, or None if they agree.
+
+    Masks and fallback flags must be equal, probabilities lie within `tolerance`, values within `tolerance` relative
+    to their size, actions be equal or tied within `TIE`, and a masked action must have probability exactly 0.
+    """
+    rows = np.arange(len(expected.action))
+    for name, want in expected._asdict().items():
+        got = getattr(actual, name)
+        if got.shape != want.shape or got.dtype != want.dtype:
+            return f"{name}: expected {want.dtype} {list(want.shape)}, was {got.dtype} {list(got.shape)}"
+    if ((actual.action < 0) | (actual.action >= expected.probabilities.shape[1])).any():
+        return f"action: expected 0 to {expected.probabilities.shape[1] - 1}, was {actual.action.tolist()}"
+    gap = np.abs(expected.probabilities - actual.probabilities)
+    rival = expected.probabilities[rows, expected.action] - expected.probabilities[rows, actual.action]
+    allowed = actual.action_masks[rows, actual.action] | actual.fallback
+    bad = {
+        "action_masks": (expected.action_masks != actual.action_masks).any(axis=1),
+        "fallback": expected.fallback != actual.fallback,
+        # Written as "not within", so that NaN counts as a difference.
+        "probabilities": ~(gap <= tolerance).all(axis=1),
+        "probabilities of masked actions": ((actual.probabilities != 0.0) & ~actual.action_masks).any(axis=1)
+        & ~actual.fallback,
+        "value": ~(np.abs(expected.value - actual.value) <= tolerance * (1.0 + np.abs(expected.value))),
+        "action": (expected.action != actual.action) & ~((np.abs(rival) <= TIE) & allowed),
+    }
+    for name, wrong in bad.items():
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            field = name.split()[0]
+            return (
+                f"{name}: row {row}: expected {getattr(expected, field)[row].tolist()}, "
+                f"was {getattr(actual, field)[row].tolist()} ({int(wrong.sum())} of {len(rows)} rows differ)"
+            )
+    return None
+
+
+def _to_lists(array: npt.NDArray[Any]) -> Any:
+    if array.dtype.kind != "f":
+        return array.tolist()
+    if np.isinf(array).any():
+        raise ValueError("golden: expected finite numbers or NaN, found infinity")
+    plain = array.astype(object)
+    plain[np.isnan(array)] = None
+    return plain.tolist()
+
+
+def _to_array(name: str, value: Any, dtype: type[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    try:
+        # float64 first: None becomes NaN there, and NaN must never turn into a bool or an integer.
+        array = np.array(value, dtype=np.float64 if dtype is np.float32 else None)
+    except (TypeError, ValueError) as error:
+        raise BundleFormatError(f"golden: {name}: expected numbers {list(shape)}: {error}") from error
+    if array.shape != shape or (dtype is not np.float32 and array.dtype != dtype):
+        raise BundleFormatError(
+            f"golden: {name}: expected {np.dtype(dtype)} {list(shape)}, was {array.dtype} {list(array.shape)}"
+        )
+    return array.astype(dtype)

@@ -1,0 +1,92 @@
+"""Small hand-made parts of a bundle, the same in every test and in every process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from configs.schema import RewardConfig, WorldModelConfig
+from data import Field, Scaler
+from envs import ACCOUNT_FIELDS, UNCERTAINTY_FIELD, AccountRules, TradingDynamics
+from export import BundleInfo, write_bundle
+from masking import ActionTable, DrawdownLadder, RuleSet, trading_rules
+from masking.strict_policy import StrictMaskablePolicy
+from world_model import MarketModel
+from world_model.networks import EnsembleMLP
+from world_model.normaliser import Normaliser
+
+FIELDS = (
+    Field("gap_return", "market", "log return", -0.05, 0.05, "Close to open"),
+    Field("intraday_return", "market", "log return", -0.05, 0.05, "Open to close"),
+    Field("volatility_20", "market", "annualised", 0.0, 0.8, "Realised volatility"),
+    Field("momentum", "signals", "log return", -0.3, 0.3, "Sixty bars"),
+)
+
+
+def make_dynamics(**limits: Any) -> TradingDynamics:
+    actions, ladder = ActionTable(), DrawdownLadder()
+    return TradingDynamics(
+        tuple(field.name for field in FIELDS),
+        AccountRules(ladder=ladder, actions=actions),
+        RuleSet(trading_rules(ladder=ladder, paper=True, **limits), actions),
+        RewardConfig(),
+    )
+
+
+def make_scaler() -> Scaler:
+    return Scaler.with_fixed([*FIELDS, *ACCOUNT_FIELDS, UNCERTAINTY_FIELD])
+
+
+def make_policy(
+    dynamics: TradingDynamics, cls: type[StrictMaskablePolicy] = StrictMaskablePolicy, seed: int = 1
+) -> StrictMaskablePolicy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = cls(
+            spaces.Box(-1.0, 1.0, (len(dynamics.obs_names),), np.float32),
+            spaces.Discrete(dynamics.num_actions),
+            lr_schedule=lambda _: 0.0,
+            net_arch=[64, 64],
+        )
+        # A fresh action layer is nearly uniform; spread the logits as training does.
+        with torch.no_grad():
+            policy.action_net.weight.mul_(200.0)
+            policy.action_net.bias.uniform_(-1.0, 1.0)
+    return policy
+
+
+def make_market_model() -> MarketModel:
+    generator = torch.Generator().manual_seed(2)
+    size = len(FIELDS)
+    config = WorldModelConfig(num_members=3, num_elites=2, hidden=(16, 16))
+    spread = torch.tensor([0.01, 0.01, 0.2, 0.1])
+    return MarketModel(
+        FIELDS,
+        config,
+        Normaliser(torch.zeros(size), spread),
+        Normaliser(torch.zeros(size), spread / 10),
+        EnsembleMLP(3, size, size, hidden=config.hidden, logvar_bounds=config.logvar_bounds, generator=generator),
+        elites=(0, 2),
+        support=(-spread * 5, spread * 5),
+    )
+
+
+def write(destination: Path, **changes: Any) -> BundleInfo:
+    dynamics = changes.pop("dynamics", None) or make_dynamics()
+    parts: dict[str, Any] = {
+        "dynamics": dynamics,
+        "scaler": make_scaler(),
+        "policy": make_policy(dynamics),
+        "market_model": make_market_model(),
+        "fields": FIELDS,
+        "data_hash": "d" * 64,
+        "config_hash": "c" * 64,
+        "git_commit": "0" * 40,
+        "seeds": {"run": 7},
+        "parity_states": 1000,
+    }
+    return write_bundle(destination, **{**parts, **changes})

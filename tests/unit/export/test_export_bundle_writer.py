@@ -1,0 +1,233 @@
+import dataclasses
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import bundle_parts
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from bundle_parts import FIELDS, make_dynamics, make_market_model, make_policy, make_scaler
+
+from data import Scaler
+from export import ExportError, ParityError, check_parity
+from export.reference import Reference
+from masking.strict_policy import StrictMaskablePolicy
+
+NAMES = [
+    "golden.json",
+    "manifest.json",
+    "mask.onnx",
+    "policy.onnx",
+    "rules.json",
+    "scaler.json",
+    "uncertainty.onnx",
+]
+
+
+def test_bundle_holds_exactly_its_files_and_no_path_of_the_machine(bundle_path):
+    assert sorted(os.listdir(bundle_path)) == NAMES
+    repository = Path(bundle_parts.__file__).parents[2]
+    for name in NAMES:
+        data = (bundle_path / name).read_bytes()
+        for trace in (b"site-packages", b".py", b"/home", b"/tmp", str(repository).encode(), b"stack_trace"):
+            assert trace not in data
+
+
+def test_parity_was_close_and_put_every_action_to_the_test(bundle_info):
+    parity = bundle_info.parity
+    assert parity.states == 1000
+    assert parity.max_probability_error < 1e-5
+    assert parity.max_value_error < 1e-4
+    assert parity.ties <= 2
+    assert min(parity.valid_actions) >= 30
+    assert max(parity.valid_actions[1:]) < 1000
+    assert 20 <= parity.fallbacks <= 200
+    assert parity.to_dict()["valid_actions"] == list(parity.valid_actions)
+
+
+WRITE = "import sys; from pathlib import Path; import bundle_parts; bundle_parts.write(Path(sys.argv[1]))"
+
+
+def test_another_process_writes_the_same_bytes(bundle_path, tmp_path):
+    # Another working directory, hash seed and destination name must not show.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(bundle_parts.__file__).parent), *filter(None, map(str, sys.path))]),
+        "PYTHONHASHSEED": "12345",
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WRITE, str(tmp_path / "other")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for name in NAMES:
+        assert (tmp_path / "other" / name).read_bytes() == (bundle_path / name).read_bytes(), name
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel refuses every byte beyond 4 KiB of a file, as a full disk does in the middle of a write.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            bundle_parts.write(tmp_path / "bundle")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert os.listdir(tmp_path) == []
+
+
+class OtherTemperature(StrictMaskablePolicy):
+    """Decides by something that is in no layer, so that the exported layers are not the policy."""
+
+    def get_distribution(self, obs, action_masks=None):
+        distribution = super().get_distribution(obs, action_masks)
+        latent, _ = self.mlp_extractor(self.extract_features(obs))
+        distribution.proba_distribution(self.action_net(latent) * 0.5)
+        distribution.apply_masking(action_masks)
+        return distribution
+
+
+def test_graph_that_is_not_the_policy_fails_parity_and_leaves_nothing_behind(tmp_path):
+    policy = make_policy(make_dynamics(), OtherTemperature)
+    generator = torch.get_rng_state()
+    with pytest.raises(ParityError, match="probabilities"):
+        bundle_parts.write(tmp_path / "bundle", policy=policy)
+    assert os.listdir(tmp_path) == []
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_existing_destination_is_refused_and_kept(bundle_path):
+    before = (bundle_path / "manifest.json").read_bytes()
+    with pytest.raises(FileExistsError):
+        bundle_parts.write(bundle_path)
+    assert (bundle_path / "manifest.json").read_bytes() == before
+
+
+def wider_policy():
+    dynamics = make_dynamics()
+    policy = make_policy(dynamics)
+    policy.action_space.n = 8
+    return policy
+
+
+def other_extractor():
+    policy = make_policy(make_dynamics())
+    policy.features_extractor = torch.nn.Identity()
+    return policy
+
+
+def shuffled_scaler():
+    scaler = make_scaler()
+    return Scaler(scaler.names[::-1], scaler.centre, scaler.scale)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (lambda: {"scaler": shuffled_scaler()}, "scaler.names: expected"),
+        (lambda: {"policy": wider_policy()}, r"policy.action_space: expected Discrete\(7\)"),
+        (lambda: {"policy": other_extractor()}, "features_extractor: expected FlattenExtractor, was Identity"),
+        (lambda: {"fields": FIELDS[::-1]}, "fields: expected"),
+        (lambda: {"fields": FIELDS[:-1]}, "fields: expected"),
+        (lambda: {"states": np.zeros((3, 4), np.float32)}, r"states: expected \[N, 14\], was \[3, 4\]"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ExportError, match=message):
+        bundle_parts.write(tmp_path / "bundle", **changes())
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def reference():
+    dynamics = make_dynamics()
+    return Reference(dynamics, make_scaler(), make_policy(dynamics), make_market_model())
+
+
+def test_parity_also_covers_the_given_states(bundle, reference):
+    real = np.zeros((5, 14), dtype=np.float32)
+    report = check_parity(bundle, reference, count=1000, tolerance=1e-5, seed=1, states=real)
+    assert report.states == 1005
+
+
+def test_parity_on_too_few_states_proves_nothing(bundle, reference):
+    with pytest.raises(ValueError, match="at least 1000 parity states, was 999"):
+        check_parity(bundle, reference, count=999, tolerance=1e-5, seed=0)
+
+
+def test_parity_refuses_the_bundle_of_another_policy(bundle):
+    dynamics = make_dynamics()
+    other = Reference(dynamics, make_scaler(), make_policy(dynamics, seed=2), make_market_model())
+    with pytest.raises(ParityError, match=r"policy graph \(batch\): "):
+        check_parity(bundle, other, count=1000, tolerance=1e-5, seed=0)
+
+
+def test_parity_refuses_the_bundle_of_other_limits(bundle):
+    dynamics = make_dynamics(max_position_change=0.5)
+    other = Reference(dynamics, make_scaler(), make_policy(dynamics), make_market_model())
+    with pytest.raises(ParityError, match="action_masks: row"):
+        check_parity(bundle, other, count=1000, tolerance=1e-5, seed=0)
+
+
+def test_parity_refuses_the_bundle_of_another_market_model(bundle):
+    dynamics, model = make_dynamics(), make_market_model()
+    with torch.no_grad():
+        model.network.weights[0].mul_(1.05)
+    other = Reference(dynamics, make_scaler(), make_policy(dynamics), model)
+    with pytest.raises(ParityError, match="uncertainty graph: row"):
+        check_parity(bundle, other, count=1000, tolerance=1e-5, seed=0)
+
+
+def session_of(bundle_path, name, change):
+    model = onnx.load(bundle_path / name)
+    change(model.graph)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_parity_refuses_a_policy_graph_without_the_way_out_to_hold(bundle, bundle_path, reference):
+    def forget_hold(graph):
+        (hold,) = [tensor for tensor in graph.initializer if tensor.name == "hold"]
+        hold.CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 7), dtype=bool), "hold"))
+
+    broken = dataclasses.replace(bundle, policy_session=session_of(bundle_path, "policy.onnx", forget_hold))
+    with pytest.raises(ParityError, match="where nothing is allowed"):
+        check_parity(broken, reference, count=1000, tolerance=1e-5, seed=0)
+
+
+def test_parity_refuses_a_mask_graph_whose_rules_do_not_bind(bundle, bundle_path, reference):
+    def loosen(graph):
+        for node in graph.node:
+            node.op_type = {"And": "Or"}.get(node.op_type, node.op_type)
+
+    broken = dataclasses.replace(bundle, mask_session=session_of(bundle_path, "mask.onnx", loosen))
+    with pytest.raises(ParityError, match="mask graph"):
+        check_parity(broken, reference, count=1000, tolerance=1e-5, seed=0)
+
+
+def test_parity_refuses_a_bundle_whose_last_check_has_something_to_do(bundle, reference):
+    stricter = dataclasses.replace(bundle, rule_set=make_dynamics(max_position_change=0.5).rule_set)
+    with pytest.raises(ParityError, match="last check: expected no overridden action, was"):
+        check_parity(stricter, reference, count=1000, tolerance=1e-5, seed=0)
+
+
+def test_parity_leaves_policy_and_global_generator_alone(bundle):
+    policy = make_policy(make_dynamics())
+    policy.set_training_mode(True)
+    state = {name: value.clone() for name, value in policy.state_dict().items()}
+    generator = torch.get_rng_state()
+    reference = Reference(make_dynamics(), make_scaler(), policy, make_market_model())
+    check_parity(bundle, reference, count=1000, tolerance=1e-5, seed=0)
+    assert policy.training
+    assert all(torch.equal(value, state[name]) for name, value in policy.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)

@@ -1,0 +1,318 @@
+"""Fit a `MarketModel` to a table of features.
+
+Letters: T rows of the table, N training rows, E members, M features, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from configs.schema import WorldModelConfig
+from data.errors import DataError
+from data.fields import Field
+from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
+from world_model.errors import TrainingError
+from world_model.losses import gaussian_nll, member_nll
+from world_model.metrics import ModelMetrics, by_field, evaluate_market_model
+from world_model.model import MarketModel
+from world_model.networks import EnsembleMLP
+from world_model.normaliser import Normaliser
+from world_model.snapshots import MemberSnapshots
+
+# Fewer training rows than this per feature cannot tell a covariance from noise, let alone a network.
+ROWS_PER_FEATURE = 10
+# A holdout smaller than this cannot estimate a variance multiplier to better than a fifth (sqrt(2/50)).
+MIN_HOLDOUT_ROWS = 50
+# The most a single number may cost in the stopping score, nats: a Gaussian's own rows reach it at 4.1 std.
+ELEMENT_COST_LIMIT = 10.0
+# The most a single column may cost in the stopping score, nats above the constant Gaussian.
+COLUMN_COST_LIMIT = 1.0
+# The support is the training range widened by this share of it on either side.
+SUPPORT_MARGIN = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """What a fit did. Likelihoods are nats per feature in units of the training deltas' standard deviation."""
+
+    train_rows: int
+    holdout_rows: int
+    epochs: int
+    """Epochs run, early stopping included."""
+    best_epochs: tuple[int, ...]
+    """Epoch whose weights each member kept, counted from 1."""
+    member_scores: tuple[float, ...]
+    """Stopping score of each member on the holdout, before recalibration; see `stopping_score`."""
+    elites: tuple[int, ...]
+    """Members with the lowest score, best first."""
+    mean_shrinkage: dict[str, float]
+    """Share of each feature's predicted departure from the baseline that is believed, found on the holdout."""
+    variance_scale: dict[str, float]
+    """Multiplier of each feature's predicted variance, found on the holdout."""
+    coverage_before: dict[str, float]
+    """Share of holdout rows inside the central 50/80/95 % intervals before the multiplier."""
+    coverage_after: dict[str, float]
+    """The same after it: fitted and measured on the same rows, so it flatters; judge on a later slice."""
+    holdout: ModelMetrics
+    """All metrics on the holdout after recalibration; chosen and calibrated on these rows, so it flatters too."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able dictionary."""
+        raw = {name: value for name, value in vars(self).items() if name != "holdout"}
+        for name in ("best_epochs", "member_scores", "elites"):
+            raw[name] = [*raw[name]]
+        return {**raw, "holdout": self.holdout.to_dict()}
+
+
+def fit_market_model(
+    features: NDArray[np.float64],
+    fields: Sequence[Field],
+    config: WorldModelConfig,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+    *,
+    purge: int = 0,
+) -> tuple[MarketModel, FitReport]:
+    """Fit the ensemble to the transitions of one feature table.
+
+    Targets are `features[t+1] - features[t]`. The last `holdout_fraction` of the transitions, in time order, never
+    reach a gradient: each member keeps the weights of its own best epoch there, fitting stops when no member has
+    improved for `patience` epochs, the best members become elites, and per feature one shrinkage of the mean and one
+    variance multiplier are set there in closed form. Each member trains on a bootstrap sample drawn once for the whole
+    fit (PETS). Every random number comes from one generator seeded with `seed`; torch's global generator is not
+    touched.
+
+    Args:
+        features: [T, M], raw units, in time order, one row per bar.
+        fields: the M columns.
+        config: sizes and schedule.
+        seed: of the fit's generator.
+        progress: called after each epoch with (epoch, max_epochs, mean best score of the members).
+        purge: transitions dropped between training and holdout rows; pass the feature lookback so that no
+            window reaches over the border.
+
+    Returns: the model and its report.
+
+    Raises:
+        DataError: NaN, infinity, nothing that varies, or fewer than 10 training rows per feature or 50 holdout rows.
+        TrainingError: a loss is not finite. Nothing is returned or written, so whatever model the caller has stays.
+        ValueError: shapes or `purge`.
+    """
+    values = _checked_table(features, fields)
+    if purge < 0:
+        raise ValueError(f"purge: expected at least 0 rows, was {purge}")
+    current, delta = values[:-1], values[1:] - values[:-1]
+    holdout_rows = round(config.holdout_fraction * len(current))
+    train_rows = len(current) - holdout_rows - purge
+    _refuse_few_rows(train_rows, holdout_rows, purge, values.shape)
+    first_holdout = train_rows + purge
+
+    # Statistics come from training rows alone; the holdout must stay unseen.
+    input_normaliser = Normaliser.fit(current[:train_rows])
+    delta_normaliser = Normaliser.fit(delta[:train_rows])
+    if not delta_normaliser.varying.any():
+        raise DataError("features: expected at least one column that varies, all are constant in the training rows")
+    low, high = training_support(values[: train_rows + 1])
+    # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
+    inputs = _standardised(current.clip(low, high), input_normaliser)
+    targets = _standardised(delta, delta_normaliser)
+
+    generator = torch.Generator().manual_seed(seed)
+    size = len(fields)
+    network = EnsembleMLP(
+        config.num_members,
+        size,
+        size,
+        hidden=config.hidden,
+        logvar_bounds=config.logvar_bounds,
+        generator=generator,
+    )
+    snapshots, epochs = _train(
+        network,
+        train=(inputs[:train_rows], targets[:train_rows]),
+        holdout=(inputs[first_holdout:], targets[first_holdout:]),
+        varying=delta_normaliser.varying,
+        config=config,
+        generator=generator,
+        progress=progress,
+    )
+
+    elites = tuple(torch.argsort(snapshots.scores, stable=True)[: config.num_elites].tolist())
+    model = MarketModel(
+        fields,
+        config,
+        input_normaliser,
+        delta_normaliser,
+        network,
+        elites=elites,
+        support=(torch.from_numpy(low), torch.from_numpy(high)),
+    )
+    holdout = values[first_holdout:]
+    before, after = recalibrate(model, holdout)
+    report = FitReport(
+        train_rows=train_rows,
+        holdout_rows=holdout_rows,
+        epochs=epochs,
+        best_epochs=tuple(snapshots.epochs),
+        member_scores=tuple(snapshots.scores.tolist()),
+        elites=elites,
+        mean_shrinkage=by_field(fields, model.mean_shrinkage),
+        variance_scale=by_field(fields, model.variance_scale),
+        coverage_before=before,
+        coverage_after=after,
+        holdout=evaluate_market_model(model, holdout, fields),
+    )
+    return model, report
+
+
+def bootstrap_indices(num_rows: int, num_members: int, generator: torch.Generator) -> Tensor:
+    """Draw with replacement the rows each member owns for the whole fit: [E, N] int64 in 0..num_rows-1."""
+    return torch.randint(num_rows, (num_members, num_rows), generator=generator)
+
+
+def epoch_batches(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield one epoch: every member's own rows [E, N], each in an order of its own, as batches [E, B].
+
+    Batches are as even as possible and at most `batch_size` rows: a tiny last batch would weigh its rows more.
+    """
+    order = torch.argsort(torch.rand(indices.shape, generator=generator), dim=1)
+    shuffled = torch.gather(indices, 1, order)
+    yield from torch.chunk(shuffled, math.ceil(indices.shape[1] / batch_size), dim=1)
+
+
+def stopping_score(mean: Tensor, logvar: Tensor, target: Tensor, varying: Tensor) -> Tensor:
+    """Holdout likelihood by which members are stopped and ranked.
+
+    The mean over features of each feature's NLL, limited twice so that bad data in one column cannot decide when
+    all others stop learning: no single number costs more than ELEMENT_COST_LIMIT (one bar with volume 0), and no
+    feature more than COLUMN_COST_LIMIT above the constant Gaussian N(0, 1) under the same first limit (a column
+    that hardly ever moved in training and moves throughout the holdout).
+
+    Args: mean, logvar: [E, N, M]; target: [N, M], normalised units; varying: [M] bool, others are left out.
+    Returns: [E], nats per feature.
+    """
+    by_feature = gaussian_nll(mean, logvar, target).clamp(max=ELEMENT_COST_LIMIT).mean(dim=1)
+    zero = torch.zeros(())
+    constant = gaussian_nll(zero, zero, target).clamp(max=ELEMENT_COST_LIMIT).mean(dim=0)
+    return torch.minimum(by_feature, constant + COLUMN_COST_LIMIT)[:, varying].mean(dim=1)
+
+
+@torch.no_grad()
+def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, float]]:
+    """Set the model's `mean_shrinkage`, then its `variance_scale`, on features [T, M].
+
+    Afterwards means have the least-squares size and squared standardised residuals average to 1.
+    Returns: central coverage before and after, both on these very rows; only a later slice is an honest test.
+    """
+    model.mean_shrinkage.fill_(1.0)
+    model.variance_scale.fill_(1.0)
+    current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
+    mean, variance = (part.double() for part in model.mixture(current))
+    before = central_coverage(following - mean, variance, model.varying)
+
+    baseline = model.baseline(current)
+    factor = shrinkage_factor(mean - baseline, following - baseline, model.delta_normaliser.std.double())
+    model.mean_shrinkage.copy_(factor)
+
+    mean, variance = (part.double() for part in model.mixture(current))
+    model.variance_scale.copy_(variance_multiplier(following - mean, variance, model.varying))
+    variance = model.total_variance(current).double()
+    return before, central_coverage(following - mean, variance, model.varying)
+
+
+def training_support(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest value [M] of values [T, M], widened by a tenth of the range on either side."""
+    low, high = values.min(axis=0), values.max(axis=0)
+    margin = SUPPORT_MARGIN * (high - low)
+    return low - margin, high + margin
+
+
+def _train(
+    network: EnsembleMLP,
+    *,
+    train: tuple[Tensor, Tensor],
+    holdout: tuple[Tensor, Tensor],
+    varying: Tensor,
+    config: WorldModelConfig,
+    generator: torch.Generator,
+    progress: Callable[[int, int, float], None] | None,
+) -> tuple[MemberSnapshots, int]:
+    inputs, targets = train
+    indices = bootstrap_indices(len(inputs), config.num_members, generator)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [*network.weights], "weight_decay": config.weight_decay},
+            {"params": [*network.biases], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+    )
+    snapshots, stale, epoch = MemberSnapshots(network), 0, 0
+    while epoch < config.max_epochs and stale < config.patience:
+        epoch += 1
+        for rows in epoch_batches(indices, config.batch_size, generator):
+            mean, logvar = network(inputs[rows])
+            losses = member_nll(mean, logvar, targets[rows])
+            _refuse_non_finite(losses, epoch, "training loss")
+            optimiser.zero_grad(set_to_none=True)
+            # A sum, not a mean: members share no weights, so each gets the gradient it would get alone.
+            torch.autograd.backward(losses.sum())
+            optimiser.step()
+        with torch.no_grad():
+            mean, logvar = network(holdout[0])
+            scores = stopping_score(mean, logvar, holdout[1], varying)
+        _refuse_non_finite(scores, epoch, "holdout score")
+        stale = 0 if snapshots.update(epoch, scores) else stale + 1
+        if progress is not None:
+            progress(epoch, config.max_epochs, float(snapshots.scores.mean()))
+    snapshots.restore()
+    return snapshots, epoch
+
+
+def _refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:
+    finite = torch.isfinite(losses)
+    if not finite.all():
+        members = tuple(torch.nonzero(~finite).squeeze(1).tolist())
+        raise TrainingError(
+            f"{what}: expected finite numbers, was {losses.tolist()} in epoch {epoch}, members {members}; "
+            "a smaller world_model.learning_rate may help",
+            epoch=epoch,
+            members=members,
+        )
+
+
+def _checked_table(features: NDArray[np.float64], fields: Sequence[Field]) -> NDArray[np.float64]:
+    if features.ndim != 2 or features.shape[1] != len(fields) or not fields:
+        raise ValueError(f"features: expected [T, {len(fields)}], one column per field, was {[*features.shape]}")
+    values = np.ascontiguousarray(features, dtype=np.float64)
+    # The network runs in float32; what overflows there is as bad as infinity here.
+    bad = ~(np.abs(values) < np.finfo(np.float32).max)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise DataError(
+            f"features: expected finite numbers, was {values[row, column]} in row {row}, field {fields[column].name!r}"
+        )
+    return values
+
+
+def _refuse_few_rows(train_rows: int, holdout_rows: int, purge: int, shape: tuple[int, ...]) -> None:
+    needed = ROWS_PER_FEATURE * shape[1]
+    if train_rows < needed or holdout_rows < MIN_HOLDOUT_ROWS:
+        raise DataError(
+            f"features: expected at least {needed} training rows ({ROWS_PER_FEATURE} per feature) and "
+            f"{MIN_HOLDOUT_ROWS} holdout rows, was {max(train_rows, 0)} and {holdout_rows} "
+            f"(table of {shape[0]} rows, purge {purge})"
+        )
+
+
+# In float64: features whose level is large against their deltas would lose digits in float32.
+def _standardised(values: NDArray[np.float64], normaliser: Normaliser) -> Tensor:
+    mean, std = normaliser.mean.double(), normaliser.std.double()
+    return ((torch.from_numpy(values) - mean) / std).to(torch.float32)
