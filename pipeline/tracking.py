@@ -312,7 +312,7 @@ class Tracker:
 
 
 def _checked_key(run_key: str) -> str:
-    # The key becomes part of a filter in MLflow's query language, which has no placeholders.
+    # The key becomes part of a filter in MLflow's query language, which cannot bind parameters.
     if not _RUN_KEY.fullmatch(run_key):
         raise ValueError(f"run_key: expected letters, digits and . _ : - only, was {run_key!r}")
     return run_key
