@@ -1,7 +1,7 @@
-"""Benchmarks: how fast a decision is today, and whether that changed.
+"""Benchmarks: how fast it is today, whether that changed, and whether what is promised holds.
 
-They run on a bundle through `serving`, never on training code, and report machine, versions and bundle hash beside
-every number. Nothing here decides a test by time.
+Each reports machine and versions beside every number; nothing here decides a test by time. Latency runs on a bundle
+through `serving`; modules that import torch (`masks`, `joint_limits`, `learned_masks`) are imported by name.
 """
 
 from benchmarks.latency import LatencyReport, Percentiles, compare_latency, measure_latency

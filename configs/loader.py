@@ -160,5 +160,5 @@ def _describe(problem: Any) -> str:
         return message.removeprefix("Value error, ")
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{field}: expected a section with fields below it, was {problem['input']!r}"
-    expected = message.removeprefix("Input should be ")
+    expected = "a list" if problem["type"] == "tuple_type" else message.removeprefix("Input should be ")
     return f"{field}: expected {expected}, was {problem['input']!r}"

@@ -6,14 +6,16 @@ Fractions are plain numbers (0.08 is 8 %), one basis point is 1e-4, and a *bar* 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+# Judged with the rules at hand, whose errors name rule and parameter; editors get the outline.
+RuleEntry = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "maxProperties": 1}]})]
 
 
 class Section(BaseModel):
@@ -88,6 +90,10 @@ class LimitsConfig(Section):
     """Annualised 20-bar volatility at which the circuit breaker allows only Hold and smaller positions."""
     max_data_age_bars: NonNegative = 1.0
     """Age of the newest bar, in bars, beyond which only Hold is valid."""
+    rule_modules: tuple[str, ...] = ()
+    """Python modules imported first, so that the rules they register are known; imports run their code."""
+    extra_rules: tuple[RuleEntry, ...] = ()
+    """More rules, `name` or `name: {parameter: value}`; they can only forbid more than the limits above."""
 
     @model_validator(mode="after")
     def _ladder_ascends(self) -> Self:

@@ -5,8 +5,8 @@ The core (account, reward, dynamics, history) is array-API arithmetic; `envs.tra
 """
 
 from envs.account import RISK_EVENTS, Account, AccountRules, StepOutcome, account_step, initial_account
-from envs.dynamics import ACCOUNT_FIELDS, DATA_AGE, UNCERTAINTY_FIELD, TradingDynamics
-from envs.history import HistoryBatch, InvalidActionError, Step, check_actions
+from envs.dynamics import ACCOUNT_FIELDS, DATA_AGE, UNCERTAINTY_FIELD, TradingDynamics, observation_scaler
+from envs.history import HistoryBatch, Step
 from envs.reward import REWARDS, register_reward, reward_function
 
 __all__ = [
@@ -18,13 +18,12 @@ __all__ = [
     "Account",
     "AccountRules",
     "HistoryBatch",
-    "InvalidActionError",
     "Step",
     "StepOutcome",
     "TradingDynamics",
     "account_step",
-    "check_actions",
     "initial_account",
+    "observation_scaler",
     "register_reward",
     "reward_function",
 ]

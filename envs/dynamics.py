@@ -21,18 +21,26 @@ below, `model_uncertainty`, `data_age`. The observation is the state without `da
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat
+import numpy as np
 
 from configs.schema import DetentConfig, RewardConfig
-from data import Field
+from data import Field, Scaler
 from envs.account import Account, AccountRules, StepOutcome, account_step
 from envs.reward import reward_function
-from masking import ActionTable, DrawdownLadder, DrawdownRule, RuleSet, trading_rules
+from masking import ActionTable, DrawdownLadder, DrawdownRule, RuleError, RuleSet, trading_rules
+from masking.declare import import_rule_modules, parse_rule_set
+from masking.parameters import likeliest
+from masking.ruleset import rule_name
+
+if TYPE_CHECKING:
+    from data import FeatureTable  # loads pandas
 
 ACCOUNT_FIELDS: tuple[Field, ...] = (
     Field("position", "account", "multiples of equity", -1.25, 1.25, "Notional over equity"),
@@ -45,7 +53,8 @@ ACCOUNT_FIELDS: tuple[Field, ...] = (
     Field("last_risk_event", "account", "code", 0.0, 3.0, "0 none, 1 soft, 2 hard, 3 kill, since the last release"),
 )
 UNCERTAINTY_FIELD = Field("model_uncertainty", "uncertainty", "delta std", 0.0, 1.0, "Ensemble disagreement")
-DATA_AGE = "data_age"
+AGE_FIELD = Field("data_age", "market", "bars", 0.0, math.inf, "Age of the newest bar; masks see it, policies do not")
+DATA_AGE = AGE_FIELD.name
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,13 @@ class TradingDynamics:
         missing = sorted({"gap_return", "intraday_return"} - set(self.feature_names))
         if missing:
             raise ValueError(f"feature_names: expected gap_return and intraday_return, missing {missing}")
-        unknown = sorted(set(self.rule_set.fields) - set(names))
-        if unknown:
-            raise ValueError(f"rule_set.fields: expected columns of the state row, was {unknown}")
+        for rule in self.rule_set.rules:
+            for name in rule.fields:
+                if name not in names:
+                    raise RuleError(
+                        f"rule {rule_name(rule)!r}: fields: expected columns of the state row, was {name!r}; "
+                        f"{likeliest(name, names)}"
+                    )
         if self.rule_set.actions != self.account_rules.actions:
             raise ValueError(
                 f"actions: expected the same table for masks and trades, "
@@ -77,7 +90,11 @@ class TradingDynamics:
 
     @classmethod
     def from_config(cls, feature_names: Sequence[str], config: DetentConfig) -> TradingDynamics:
-        """Wire limits, costs and reward of a config."""
+        """Wire limits, costs and reward of a config.
+
+        Raises: RuleError for a rule module that cannot be imported, or an extra rule that does not exist, cannot be
+            built, is built in, or reads a column that is not in the state row.
+        """
         limits = config.limits
         ladder = DrawdownLadder(
             soft=limits.soft_drawdown,
@@ -97,7 +114,17 @@ class TradingDynamics:
         )
         reward_function(config.reward.name)
         account_rules = AccountRules(cost_rate=config.account.cost_rate, ladder=ladder, actions=actions)
-        return cls(tuple(feature_names), account_rules, RuleSet(rules, actions), config.reward)
+        dynamics = cls(tuple(feature_names), account_rules, RuleSet(rules, actions), config.reward)
+        import_rule_modules(limits.rule_modules, origin="limits.rule_modules")
+        extra = parse_rule_set({"rules": limits.extra_rules}, origin="limits.extra_rules").rules
+        built_in = {rule_name(rule) for rule in rules}
+        try:
+            for name in map(rule_name, extra):
+                if name in built_in:
+                    raise RuleError(f"{name!r} is built in; its limits are set under limits")
+            return dynamics.with_rule_set(RuleSet((*rules, *extra), actions))
+        except RuleError as error:
+            raise RuleError(f"limits.extra_rules: {error}") from error
 
     def with_rule_set(self, rule_set: RuleSet) -> TradingDynamics:
         """Same features, costs and reward under other limits; the account follows their drawdown ladder."""
@@ -151,9 +178,16 @@ class TradingDynamics:
         return self.rule_set(self.named_columns(state))
 
     def named_columns(self, state: Any) -> dict[str, Any]:
-        """Columns [B] of the fields the rules read."""
+        """Columns [B, 1] of the fields the rules read."""
         _check_width("state", state, len(self.state_names))
-        return {name: state[:, self.state_names.index(name)] for name in self.rule_set.fields}
+        xp = array_api_compat.array_namespace(state)
+        # One gather, then slices: ten nodes fewer in an exported graph than a selection per column.
+        columns = xp.take(state, xp.asarray(self._rule_columns, device=array_api_compat.device(state)), axis=1)
+        return {name: columns[:, index : index + 1] for index, name in enumerate(self.rule_set.fields)}
+
+    @cached_property
+    def _rule_columns(self) -> tuple[int, ...]:
+        return tuple(self.state_names.index(name) for name in self.rule_set.fields)
 
     def account_from_state(self, state: Any, dtype: Any) -> Account:
         """Rebuild an account from state rows [B, S], with equity set to 1.
@@ -188,6 +222,19 @@ class TradingDynamics:
         intraday = next_features[:, self.feature_names.index("intraday_return")]
         account, outcome = account_step(account, action, gap, intraday, self.account_rules)
         return account, outcome, reward_function(self.reward.name)(outcome, self.reward)
+
+
+def observation_scaler(train: FeatureTable, uncertainty: np.ndarray | None = None) -> Scaler:
+    """Features and model uncertainty by training quantiles, account columns by their fixed ranges.
+
+    Args: uncertainty [T] of the training rows; None where there is no world model and the column is zero.
+    """
+    parts = [Scaler.fit(train.values, train.names), Scaler.with_fixed(ACCOUNT_FIELDS)]
+    if uncertainty is None:
+        parts.append(Scaler.with_fixed((UNCERTAINTY_FIELD,)))
+    else:
+        parts.append(Scaler.fit(uncertainty[:, None], (UNCERTAINTY_FIELD.name,)))
+    return Scaler.concat(parts)
 
 
 def _check_width(name: str, rows: Any, width: int) -> None:

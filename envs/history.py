@@ -8,10 +8,7 @@ import numpy as np
 
 from envs.account import Account, StepOutcome, initial_account
 from envs.dynamics import TradingDynamics
-
-
-class InvalidActionError(ValueError):
-    """An action that the masks forbid reached an environment."""
+from masking import check_actions
 
 
 class Step(NamedTuple):
@@ -49,6 +46,8 @@ class HistoryBatch:
             raise ValueError(f"features: expected [T >= 2, {len(dynamics.feature_names)}], was {list(features.shape)}")
         if not np.isfinite(features).all():
             raise ValueError("features: expected finite values, found NaN or infinity")
+        if episode_bars is not None and not episode_bars >= 1:
+            raise ValueError(f"episode_bars: expected >= 1 or None, was {episode_bars}")
         if uncertainty is not None and uncertainty.shape != (len(features),):
             raise ValueError(f"uncertainty: expected [{len(features)}], was {list(uncertainty.shape)}")
         if uncertainty is not None and not np.isfinite(uncertainty).all():
@@ -108,18 +107,3 @@ class HistoryBatch:
             self.features[self.time], self.account, self.uncertainty[self.time]
         )
         self.action_masks: np.ndarray = self.dynamics.action_masks(self.state)
-
-
-def check_actions(actions: np.ndarray, action_masks: np.ndarray) -> None:
-    """Raise InvalidActionError unless every action [B] is valid under its mask row [B, A]."""
-    batch, num_actions = action_masks.shape
-    if actions.shape != (batch,) or not np.issubdtype(actions.dtype, np.integer):
-        raise InvalidActionError(f"actions: expected integers [{batch}], was {actions.dtype} {list(actions.shape)}")
-    inside = (actions >= 0) & (actions < num_actions)
-    valid = inside & action_masks[np.arange(batch), np.where(inside, actions, 0)]
-    if not valid.all():
-        row = int(np.flatnonzero(~valid)[0])
-        raise InvalidActionError(
-            f"actions: expected only valid actions, row {row} chose {int(actions[row])} "
-            f"but its mask is {action_masks[row].tolist()}; sample from action_masks()"
-        )

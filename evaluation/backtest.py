@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs import HistoryBatch, InvalidActionError, TradingDynamics
+from envs import HistoryBatch, TradingDynamics
 from evaluation.policy import Policy
+from masking import InvalidActionError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,10 @@ class BacktestResult:
     """[T-1, B] chosen at close t, executed at the open of t+1."""
     action_masks: NDArray[np.bool_]
     """[T-1, B, A] in force when the action was chosen."""
+    rule_fields: tuple[str, ...]
+    """Names of the F state columns that the rules read, sorted."""
+    rule_states: NDArray[np.float32]
+    """[T-1, B, F] those columns when the action was chosen; the rule set gives every mask and its reasons again."""
     cost: NDArray[np.float64]
     """[T-1, B] fraction of equity paid for trading."""
     turnover: NDArray[np.float64]
@@ -68,6 +73,7 @@ class BacktestResult:
             "killed": (paths,),
             **dict.fromkeys(("log_returns", "actions", "cost", "turnover", "flattened", "reward"), per_bar),
             "action_masks": (*per_bar, self.action_masks.shape[-1]),
+            "rule_states": (*per_bar, len(self.rule_fields)),
         }
         for name, shape in expected.items():
             actual = getattr(self, name).shape
@@ -83,6 +89,10 @@ class BacktestResult:
         """
         drawdown: NDArray[np.float64] = 1.0 - self.equity / np.maximum.accumulate(self.equity, axis=0)
         return drawdown
+
+    def rule_columns(self, path: int = 0) -> dict[str, NDArray[np.float32]]:
+        """What the rules saw on one path: name -> [T-1], as `RuleSet` and its `blocked` and `explain` take it."""
+        return {name: self.rule_states[:, path, index] for index, name in enumerate(self.rule_fields)}
 
     @property
     def invalid_actions(self) -> int:
@@ -138,10 +148,12 @@ def backtest(
     walk = HistoryBatch(dynamics, np.asarray(features), uncertainty, batch=batch)
     closes = _closes(timestamps, len(walk.features))
     bars = walk.last_row
+    rule_fields = dynamics.rule_set.fields
+    rule_columns = [dynamics.state_names.index(name) for name in rule_fields]
     accounts = [walk.account]
     events: dict[str, list[NDArray[Any]]] = {}
     for bar in range(bars):
-        action_masks = walk.action_masks
+        action_masks, rule_states = walk.action_masks, walk.state[:, rule_columns]
         # Copies: a policy that writes into what it is given must change neither the check nor the record.
         actions = np.array(policy.act(walk.state.copy(), action_masks.copy()))
         try:
@@ -153,6 +165,7 @@ def backtest(
             "log_returns": outcome.log_return,
             "actions": actions,
             "action_masks": action_masks,
+            "rule_states": rule_states,
             "cost": outcome.cost,
             "turnover": outcome.turnover,
             "flattened": outcome.flattened,
@@ -172,7 +185,7 @@ def backtest(
     columns["killed"] = accounts[-1].killed > 0
     for column in columns.values():
         column.setflags(write=False)
-    return BacktestResult(policy=policy.name, **columns)
+    return BacktestResult(policy=policy.name, rule_fields=rule_fields, **columns)
 
 
 def _closes(timestamps: Any, rows: int) -> NDArray[np.datetime64]:

@@ -11,26 +11,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from evaluation.backtest import BacktestResult
-from masking import TradingState
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 BLACK, GREY = "#222222", "#DDDDDD"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, RED)
-# Valid and forbidden differ in lightness, so the strip also reads in grey.
-VALID, FORBIDDEN = "#DCEBF5", "#8F8F8F"
-STATE_COLOURS = {
-    TradingState.ACTIVE: "#EDEDED",
-    TradingState.REDUCE_ONLY: ORANGE,
-    TradingState.HALTED: BLACK,
-}
 
 
 def png_bytes(figure: Figure, dpi: int = 120) -> bytes:
@@ -75,60 +65,6 @@ def equity_and_drawdown(results: Mapping[str, BacktestResult]) -> Figure:
     for axes in (top, bottom):
         _tidy(axes)
     _dates(bottom)
-    return figure
-
-
-def mask_strip(result: BacktestResult, action_names: Sequence[str], path: int = 0) -> Figure:
-    """Which actions were valid, forbidden and chosen at each decision of one path, over the trading state.
-
-    A chosen action that was forbidden would show as a red cross.
-
-    Args: action_names [A]; path in [0, B).
-    Raises: ValueError on either.
-    """
-    masks = result.action_masks
-    if len(action_names) != masks.shape[-1]:
-        raise ValueError(f"action_names: expected {masks.shape[-1]}, was {len(action_names)}")
-    if not 0 <= path < masks.shape[1]:
-        raise ValueError(f"path: expected 0 <= path < {masks.shape[1]}, was {path}")
-    valid, chosen = masks[:, path].T, result.actions[:, path]
-    bars = valid.shape[1]
-    edges = np.arange(bars + 1)
-    figure = Figure(figsize=(min(max(9.0, bars / 40), 24.0), 4.4), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 9))
-
-    states = result.trading_state[:-1, path][None, :]
-    top.pcolormesh(edges, (0, 1), states, cmap=ListedColormap(list(STATE_COLOURS.values())), vmin=-0.5, vmax=2.5)
-    top.set_yticks([0.5], ["trading state"])
-    bottom.pcolormesh(
-        edges, np.arange(len(action_names) + 1), valid, cmap=ListedColormap([FORBIDDEN, VALID]), vmin=0, vmax=1
-    )
-    inside = (chosen >= 0) & (chosen < len(action_names))
-    allowed = inside & valid[np.where(inside, chosen, 0), np.arange(bars)]
-    centre = edges[:-1] + 0.5
-    size = float(np.clip(4000 / bars, 4, 60))
-    bottom.scatter(centre[allowed], chosen[allowed] + 0.5, s=size, color=BLUE, linewidths=0, clip_on=False)
-    bottom.scatter(centre[~allowed], chosen[~allowed] + 0.5, s=60, color=RED, marker="x", linewidths=2)
-    bottom.set_yticks(np.arange(len(action_names)) + 0.5, list(action_names))
-    bottom.set_ylim(0, len(action_names))
-    bottom.set_xlim(0, bars)
-    stamps = np.datetime_as_string(result.timestamps[:-1], unit="D")
-    shown = lambda x, _: str(stamps[int(x)]) if 0 <= x < bars and float(x).is_integer() else ""  # noqa: E731
-    bottom.xaxis.set_major_formatter(FuncFormatter(shown))
-    bottom.set_xlabel("decision after the close of")
-    top.set_title(f"Action masks and choices: {result.policy}", loc="left")
-    key = [
-        Patch(facecolor=VALID, edgecolor=FORBIDDEN, linewidth=0.6, label="valid"),
-        Patch(facecolor=FORBIDDEN, label="forbidden"),
-        Patch(facecolor=BLUE, label="chosen"),
-        *(Patch(facecolor=colour, label=state.name) for state, colour in STATE_COLOURS.items()),
-    ]
-    if not allowed.all():
-        key.append(Patch(facecolor=RED, label=f"forbidden but chosen: {int((~allowed).sum())}"))
-    figure.legend(handles=key, loc="outside lower center", ncols=4, frameon=False)
-    for axes in (top, bottom):
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
     return figure
 
 

@@ -6,7 +6,6 @@ descriptive metadata, so that equal modules give equal bytes.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+
+from masking.rules_graph import quiet_exporter
 
 OPSET = 20
 """Operator set of every exported graph."""
@@ -74,16 +75,7 @@ def strip_metadata(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter logs that torchvision is missing, which no graph here needs.
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # Raised by torch about its own pytree calls, not about the module.
-            warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)", category=FutureWarning)
-            # All inputs share one batch on purpose; the exporter points out each repetition of its name.
-            warnings.filterwarnings("ignore", message=r"# The axis name: batch will not be used", category=UserWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet_exporter():
+        # All inputs share one batch on purpose; the exporter points out each repetition of its name.
+        warnings.filterwarnings("ignore", message=r"# The axis name: batch will not be used", category=UserWarning)
+        yield

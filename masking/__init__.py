@@ -5,31 +5,61 @@ Pure functions against the array API; nothing here imports another package of th
 """
 
 from masking.actions import HOLD, ActionTable
-from masking.errors import InvalidMaskError, MaskingError, MissingMaskError, RuleError
+from masking.adapters import MaskAdapter
+from masking.audit import ActionAudit
+from masking.errors import InvalidActionError, InvalidMaskError, MaskingError, MissingMaskError, RuleError
+from masking.joint import JointLimits, JointWalk, TradeTable
 from masking.ladder import DrawdownLadder, LadderState, TradingState
-from masking.rules import RULES, TOLERANCE, DrawdownRule, Rule, State, is_reduction, register_rule, trading_rules
+from masking.parameters import check_parameters, parameter
+from masking.rules import (
+    RULES,
+    TOLERANCE,
+    DrawdownRule,
+    Rule,
+    State,
+    is_exempt,
+    is_reduction,
+    register_rule,
+    shared,
+    trading_rules,
+)
 from masking.ruleset import Denial, RuleSet
-from masking.validation import validate_action_masks
+from masking.validation import check_actions, valid_actions, validate_action_masks
+from masking.values import masked_argmax, masked_max
 
 __all__ = [
     "HOLD",
     "RULES",
     "TOLERANCE",
+    "ActionAudit",
     "ActionTable",
     "Denial",
     "DrawdownLadder",
     "DrawdownRule",
+    "InvalidActionError",
     "InvalidMaskError",
+    "JointLimits",
+    "JointWalk",
     "LadderState",
+    "MaskAdapter",
     "MaskingError",
     "MissingMaskError",
     "Rule",
     "RuleError",
     "RuleSet",
     "State",
+    "TradeTable",
     "TradingState",
+    "check_actions",
+    "check_parameters",
+    "is_exempt",
     "is_reduction",
+    "masked_argmax",
+    "masked_max",
+    "parameter",
     "register_rule",
+    "shared",
     "trading_rules",
+    "valid_actions",
     "validate_action_masks",
 ]

@@ -3,6 +3,7 @@
 ::
 
     MaskingError (ValueError)
+    ├── InvalidActionError    an action that its mask forbids, or that is none
     ├── InvalidMaskError      an action mask with the wrong dtype, shape or content
     ├── MissingMaskError      a policy was asked for an action without a mask
     └── RuleError             a rule or rule set that cannot be built or evaluated
@@ -13,6 +14,10 @@ from __future__ import annotations
 
 class MaskingError(ValueError):
     """Base of all errors raised by `masking`."""
+
+
+class InvalidActionError(MaskingError):
+    """An action that its mask forbids, or that names no action, was about to be executed."""
 
 
 class InvalidMaskError(MaskingError):

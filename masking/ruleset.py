@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import array_api_compat
+from masking.actions import ActionTable, namespace
+from masking.errors import InvalidActionError, RuleError
+from masking.ladder import TradingState
+from masking.parameters import likeliest, parameters_of, typed_parameters
+from masking.rules import RULES, TOLERANCE, Rule, State, StateView
 
-from masking.actions import HOLD, ActionTable
-from masking.errors import RuleError
-from masking.ladder import DrawdownLadder
-from masking.rules import RULES, Rule, State
+NON_FINITE = "non_finite"
+"""Stands in `blocked` and in denials for the rows whose state cannot be judged."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Denial:
-    """Why one action is masked."""
+    """Why one action is masked; `str()` says it in words."""
 
     action: int
     action_name: str
     rule: str
     parameters: Mapping[str, Any]
     observed: Mapping[str, float]
+    """Value of each column the rule reads."""
+    target_position: float
+    """Position the action would have led to, multiples of equity."""
+    reason: str
+    """The rule's own words: threshold and observed value."""
+    trading_state: str | None = None
+    """Name of the trading state, where the state holds one."""
 
     def __str__(self) -> str:
-        seen = ", ".join(f"{name}={value:.6g}" for name, value in self.observed.items())
-        limits = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
-        return f"{self.action_name} denied by {self.rule}({limits}): {seen}"
+        source = self.rule if self.trading_state is None else f"{self.rule}; {self.trading_state}"
+        return f"{self.action_name} is denied: {self.reason} [{source}]"
 
 
 class RuleSet:
@@ -42,10 +52,22 @@ class RuleSet:
 
     def __init__(self, rules: Sequence[Rule], actions: ActionTable) -> None:
         names = [rule_name(rule) for rule in rules]
+        for name, rule in zip(names, rules, strict=True):
+            fields = getattr(rule, "fields", None)
+            if not isinstance(fields, tuple) or not all(isinstance(field, str) for field in fields):
+                raise RuleError(f"rule {name!r}: fields: expected a tuple of column names, was {fields!r}")
         if len(set(names)) != len(names):
             raise RuleError(f"rules: expected each rule once, was {names}")
+        if NON_FINITE in names:
+            raise RuleError(f"rules: expected another name than {NON_FINITE!r}, which stands for broken rows")
+        dust = [factor for factor in actions.factors if 0 < abs(factor) <= TOLERANCE]
+        if dust:
+            raise RuleError(f"factors: expected 0 or more than the tolerance {TOLERANCE:g} from it, was {dust}")
         self.rules = tuple(rules)
         self.actions = actions
+        self._named = dict(zip(names, self.rules, strict=True))
+        # Read at once, so that a parameter that could be neither hashed nor loaded again is refused here.
+        self._parameters = {name: rule_parameters(rule) for name, rule in self._named.items()}
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -55,70 +77,65 @@ class RuleSet:
     def __call__(self, state: State) -> Any:
         """Action masks of a batch.
 
-        Args: state maps each name in `fields` to a float array [B] of one namespace.
+        Args: state maps each name in `fields` to a float array of one namespace; all [B], or all [B, 1]: a slice of
+            a row matrix as it is, two nodes fewer per column in an exported graph.
         Returns: bool [B, A], True = valid; column 0 (Hold) is always True; a row with a non-finite field
             allows only Hold.
-        Raises: RuleError for a missing field, a wrong shape or a rule whose verdict is not bool [B, A].
+        Raises: RuleError for a missing field, a wrong shape or a rule whose verdict is not bool [B, 1] or [B, A].
         """
-        columns, xp = self._columns(state)
-        allowed = self._finite(columns, xp)
-        for rule in self.rules:
-            allowed = allowed & _verdict(rule, columns, xp)
-        shape = columns["target_position"].shape
-        allowed = xp.broadcast_to(allowed, shape)
-        hold = xp.ones_like(allowed[:, :1])
-        return xp.concat((hold, allowed[:, HOLD + 1 :]), axis=1)
+        view, is_hold, allowed = self._view(state)
+        for name, rule in self._named.items():
+            allowed = allowed & _verdict(name, rule, view, is_hold)
+        return allowed | is_hold
 
     def blocked(self, state: State) -> dict[str, Any]:
         """Which rule forbids which action: rule name -> bool [B, A], column 0 always False.
 
         `non_finite` collects rows whose state cannot be judged.
         """
-        columns, xp = self._columns(state)
-        shape = columns["target_position"].shape
-        is_hold = xp.arange(shape[1], device=array_api_compat.device(columns["position"])) == HOLD
-        verdicts = {rule_name(rule): _verdict(rule, columns, xp) for rule in self.rules}
-        verdicts["non_finite"] = self._finite(columns, xp)
-        return {name: ~(xp.broadcast_to(ok, shape) | is_hold[None, :]) for name, ok in verdicts.items()}
+        view, is_hold, finite = self._view(state)
+        verdicts = {name: _verdict(name, rule, view, is_hold) for name, rule in self._named.items()}
+        return {name: ~(allowed | is_hold) for name, allowed in {**verdicts, NON_FINITE: finite}.items()}
 
-    def explain(self, state: State, row: int = 0) -> list[Denial]:
-        """Every (action, rule) denial of one row, with the rule's parameters and the values it saw."""
-        denials = []
-        for name, blocked in self.blocked(state).items():
-            rule = next((rule for rule in self.rules if rule_name(rule) == name), None)
-            fields = rule.fields if rule is not None else self.fields
-            observed = {column: float(state[column][row]) for column in fields}
-            for action in range(self.actions.num_actions):
-                if bool(blocked[row, action]):
-                    parameters = rule_parameters(rule) if rule is not None else {}
-                    denials.append(Denial(action, self.actions.names[action], name, parameters, observed))
-        return sorted(denials, key=lambda denial: denial.action)
+    def explain(self, state: State, action: int | None = None, *, row: int = 0) -> list[Denial]:
+        """Every denial of one row, or of one action in it: none means valid.
+
+        Args: state as for a call; action in [0, A), all when None; row in [0, B).
+        Returns: by action, then in the order of the rules; a row that cannot be judged is denied by `non_finite` too.
+        Raises: RuleError as a call, or for a row outside the batch; InvalidActionError for an unknown action.
+        """
+        if action is not None and not 0 <= action < self.actions.num_actions:
+            raise InvalidActionError(f"action: expected 0 to {self.actions.num_actions - 1}, was {action}")
+        told = "trading_state" in state  # also where no rule reads it
+        self._check_columns(state, (*self.fields, *(["trading_state"] if told else [])))
+        batch = state["position"].shape[0]
+        if not 0 <= row < batch:
+            raise RuleError(f"row: expected 0 to {batch - 1}, was {row}")
+        alone = {name: state[name][row : row + 1] for name in self.fields}
+        blocked = self.blocked(alone)
+        seen = {name: _number(column) for name, column in alone.items()}
+        trading_state = _state_name(_number(state["trading_state"][row : row + 1])) if told else None
+        return [
+            self._denial(denied, name, seen, trading_state)
+            for denied in (range(self.actions.num_actions) if action is None else [action])
+            for name, verdict in blocked.items()
+            if bool(verdict[0, denied])
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able description from which `from_dict` rebuilds an equal rule set."""
         return {
             "factors": list(self.actions.factors),
-            "rules": [{"name": rule_name(rule), "parameters": rule_parameters(rule)} for rule in self.rules],
+            "rules": [{"name": name, "parameters": dict(parameters)} for name, parameters in self._parameters.items()],
         }
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> RuleSet:
-        """Rebuild a rule set. Raises RuleError for a missing key, an unknown rule or an unknown parameter."""
+        """Rebuild a rule set. Raises RuleError for a missing key, an unknown rule or a parameter that cannot be."""
         missing = {"factors", "rules"} - set(description)
         if missing:
             raise RuleError(f"rule set: expected keys ['factors', 'rules'], missing {sorted(missing)}")
-        rules = []
-        for entry in description["rules"]:
-            rule_class = RULES.get(entry["name"])
-            if rule_class is None:
-                raise RuleError(f"rule: expected one of {sorted(RULES)}, was {entry['name']!r}")
-            parameters = dict(entry["parameters"])
-            try:
-                if isinstance(parameters.get("ladder"), Mapping):
-                    parameters["ladder"] = DrawdownLadder(**parameters["ladder"])
-                rules.append(rule_class(**parameters))
-            except TypeError as error:
-                raise RuleError(f"rule {entry['name']!r}: {error}") from error
+        rules = [make_rule(entry["name"], entry["parameters"]) for entry in description["rules"]]
         return cls(rules, ActionTable(tuple(description["factors"])))
 
     @cached_property
@@ -127,47 +144,134 @@ class RuleSet:
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _columns(self, state: State) -> tuple[dict[str, Any], Any]:
+    def _check_columns(self, state: State, names: tuple[str, ...]) -> None:
         missing = [name for name in self.fields if name not in state]
         if missing:
             raise RuleError(f"state: expected columns {list(self.fields)}, missing {missing}")
-        position = state["position"]
-        if position.ndim != 1:
-            raise RuleError(f"state['position']: expected shape [B], was {list(position.shape)}")
-        for name in self.fields:
-            if state[name].shape != position.shape:
-                raise RuleError(
-                    f"state[{name!r}]: expected shape {list(position.shape)}, was {list(state[name].shape)}"
-                )
-        xp = array_api_compat.array_namespace(position)
-        columns = {name: state[name][:, None] for name in self.fields}
-        columns["target_position"] = self.actions.target_positions(position)
-        return columns, xp
+        shape = getattr(state["position"], "shape", None)
+        if shape is None or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
+            raise RuleError(f"state['position']: expected shape [B] or [B, 1], was {_shape(state['position'])}")
+        for name in names:
+            if getattr(state[name], "shape", None) != shape:
+                raise RuleError(f"state[{name!r}]: expected shape {list(shape)}, was {_shape(state[name])}")
 
-    def _finite(self, columns: Mapping[str, Any], xp: Any) -> Any:
-        # One reduction over a stacked [B, F] array is three times cheaper than one isfinite per column.
-        stacked = xp.concat([columns[name] for name in self.fields], axis=1)
-        return xp.all(xp.isfinite(stacked), axis=1, keepdims=True)
+    # What rules see, the constant bool row [1, A] of Hold, and which rows can be judged, bool [B, 1].
+    def _view(self, state: State) -> tuple[StateView, Any, Any]:
+        self._check_columns(state, self.fields)
+        flat = state["position"].ndim == 1
+        columns = {name: state[name][:, None] if flat else state[name] for name in self.fields}
+        xp = namespace(columns["position"])
+        # One reduction over a stacked [B, F] array is cheaper than one check per column; |x| < inf is `isfinite` in
+        # two graph nodes instead of five.
+        stacked = xp.concat(list(columns.values()), axis=1)
+        finite = xp.all(abs(stacked) < math.inf, axis=1, keepdims=True)
+        columns["target_position"], is_hold = self.actions.beside(columns["position"])
+        return StateView(columns), is_hold, finite
 
-
-def _verdict(rule: Rule, columns: Mapping[str, Any], xp: Any) -> Any:
-    # A 0/1 verdict would turn the masks into integers, and a flat [B] one would be read as one verdict per action.
-    allowed = rule(columns)
-    if allowed.dtype != xp.bool or allowed.ndim != 2:
-        raise RuleError(
-            f"rule {rule_name(rule)!r}: expected bool [B, 1] or [B, A], was {allowed.dtype} {list(allowed.shape)}"
+    def _denial(self, action: int, name: str, seen: Mapping[str, float], trading_state: str | None) -> Denial:
+        rule = self._named.get(name)
+        observed = {field: seen[field] for field in (self.fields if rule is None else rule.fields)}
+        # Hold is never denied, so every denied action has a factor.
+        target = self.actions.factors[action - 1]
+        return Denial(
+            action=action,
+            action_name=self.actions.names[action],
+            rule=name,
+            parameters=self._parameters.get(name, {}),
+            observed=observed,
+            target_position=target,
+            reason=_reason(rule, self._parameters.get(name, {}), observed, target),
+            trading_state=trading_state,
         )
-    return allowed
+
+
+def make_rule(name: str, parameters: Mapping[str, Any]) -> Rule:
+    """Build a registered rule from values read from a file.
+
+    Raises: RuleError naming rule, parameter, expected, actual; for an unknown name with the likeliest intention.
+    """
+    cls = RULES.get(name)
+    if cls is None:
+        raise RuleError(
+            f"rule: expected a registered one, was {name!r}; {likeliest(name, sorted(RULES))}; or import the module "
+            "that registers it first (`modules:` in YAML, limits.rule_modules in a config, --rule-module for a command)"
+        )
+    typed = typed_parameters(cls, parameters)
+    try:
+        rule: Rule = cls(**typed)
+    except RuleError:
+        raise
+    except (TypeError, ValueError) as error:  # a user's own `__post_init__`
+        raise RuleError(f"rule {name!r}: {error}") from error
+    return rule
 
 
 def rule_name(rule: Rule) -> str:
-    """Registered name of a rule instance."""
-    name = getattr(type(rule), "name", None)
-    if not isinstance(name, str):
-        raise RuleError(f"{type(rule).__qualname__}: expected a rule registered with @register_rule")
+    """Registered name of a rule instance.
+
+    Raises: RuleError unless its very class is registered: a subclass would be written down as its parent.
+    """
+    if isinstance(rule, type):
+        raise RuleError(f"{rule.__qualname__}: expected an instance, {rule.__qualname__}(), was the class")
+    cls = type(rule)
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or name not in RULES:
+        raise RuleError(f"{cls.__qualname__}: expected a rule registered with @register_rule, was {cls}")
+    if "name" not in vars(cls):
+        raise RuleError(
+            f"{cls.__qualname__}: expected a class registered itself, was a subclass of {name!r}; "
+            "decorate it with @register_rule"
+        )
+    if RULES[name] is not cls:
+        raise RuleError(
+            f"{cls.__qualname__}: expected the class that is registered as {name!r}, was another, perhaps from before "
+            "it was defined again; create the rule anew"
+        )
     return name
 
 
 def rule_parameters(rule: Rule) -> dict[str, Any]:
-    """Parameters of a rule instance as a JSON-able dict."""
-    return dataclasses.asdict(rule)  # type: ignore[call-overload,no-any-return]
+    """Parameters of a rule instance, each in its one spelling (1 as 1.0 for a float): equal rules, equal JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters_of(rule).items()}
+
+
+def _verdict(name: str, rule: Rule, view: StateView, is_hold: Any) -> Any:
+    # A 0/1 verdict would turn the masks into integers, and a flat [B] one would be read as one verdict per action.
+    allowed, full = rule(view), view["target_position"].shape
+    if allowed.dtype != is_hold.dtype or (allowed.shape != full and allowed.shape != (full[0], 1)):
+        raise RuleError(f"rule {name!r}: expected bool [B, 1] or [B, A], was {allowed.dtype} {list(allowed.shape)}")
+    return allowed
+
+
+# A rule's own words, unless it saw what it could not compare.
+def _reason(
+    rule: Rule | None, parameters: Mapping[str, Any], observed: Mapping[str, float], target_position: float
+) -> str:
+    broken = [f"{field} {value:g}" for field, value in observed.items() if not math.isfinite(value)]
+    if broken:
+        return f"{', '.join(broken)} cannot be judged"
+    words = getattr(rule, "reason", None)
+    if words is not None:
+        # An explanation may be poor, but must come: `masking.conformance` tells the author what is wrong with it.
+        with suppress(Exception):
+            return str(words({**observed, "target_position": target_position}))
+    limits = f" under {_listed(parameters)}" if parameters else ""
+    return f"forbidden at {_listed(observed)}{limits}"
+
+
+def _number(column: Any) -> float:
+    return float(column[0] if column.ndim == 1 else column[0, 0])
+
+
+def _shape(column: Any) -> str:
+    return str(list(column.shape)) if hasattr(column, "shape") else f"{type(column).__name__}, no array"
+
+
+def _state_name(code: float) -> str | None:
+    return TradingState(int(code)).name if code in list(TradingState) else None
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
+    )

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from configs.schema import PPOConfig
-from envs.vec_env import BatchVecEnv
+from envs.vec_env import TradingVecEnv
 from masking.strict_policy import StrictMaskablePolicy
 from mbpo.policy import TorchPolicy
 from mbpo.vec_env import MixedVecEnv
@@ -44,7 +44,7 @@ class TrainedPolicy:
 
 
 def train_policy(
-    env: BatchVecEnv,
+    env: TradingVecEnv,
     config: PPOConfig,
     *,
     n_steps: int,
@@ -61,7 +61,8 @@ def train_policy(
         n_steps: steps per row between updates; the rollout length H for `MixedVecEnv`.
         seed: of weights, action sampling and minibatch order.
 
-    Raises: FloatingPointError if a weight becomes NaN or infinite; ValueError if `n_steps` exceeds H.
+    Raises: FloatingPointError if a weight becomes NaN or infinite; ValueError if `n_steps` exceeds H; RuntimeError if
+        the audit of executed actions, which is logged with each snapshot, finds a forbidden one.
     """
     if isinstance(env, MixedVecEnv) and n_steps > env.branches.horizon:
         raise ValueError(f"n_steps: expected at most the rollout length {env.branches.horizon}, was {n_steps}")
@@ -147,6 +148,9 @@ class _TrainingCallback(BaseCallback):
         score = metrics["score"]
         if isinstance(env, MixedVecEnv):
             metrics |= env.take_statistics()
+        metrics |= env.audit.as_metrics()
+        if env.audit.invalid:
+            raise RuntimeError(f"{self.name}: expected 0 executed actions that their mask forbids, was {env.audit}")
         # sb3's logger keeps the newest value of each training statistic by name.
         losses = {
             key.split("/")[-1]: float(value) for key, value in self.logger.name_to_value.items() if "train/" in key

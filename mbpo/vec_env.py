@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data import Scaler
-from envs import Account, HistoryBatch, TradingDynamics, check_actions
-from envs.vec_env import BatchStep, BatchVecEnv
+from envs import Account, HistoryBatch, TradingDynamics
+from envs.batch import BatchStep
+from envs.vec_env import TradingVecEnv
+from masking import check_actions
 from mbpo.imagination import MarketBranches
 from mbpo.starts import StartBuffer
 
@@ -48,7 +50,7 @@ class _Branches:
     action_masks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
-class MixedVecEnv(BatchVecEnv):
+class MixedVecEnv(TradingVecEnv):
     """Rows [0, R) walk through history; rows [R, n) follow imagined branches of H bars.
 
     Masks hold at every real and imagined step, from the same rule set; a forbidden action raises. The reward of an
@@ -58,7 +60,7 @@ class MixedVecEnv(BatchVecEnv):
     learner's last-value bootstrap cuts it. A branch that terminates early is followed by a fresh one.
 
     Args:
-        dynamics, scaler: as in `BatchVecEnv`.
+        dynamics, scaler: as in `TradingVecEnv`.
         features: [T, M] historical rows; uncertainty: [T].
         branches: market continuations of those rows.
         starts: visited states; real rows keep adding to it.
@@ -103,7 +105,7 @@ class MixedVecEnv(BatchVecEnv):
         """Start every imagined row on a fresh branch and return the observations [B, D] of all rows."""
         if self.num_imagined:
             self._start_branches(np.arange(self.num_imagined))
-        return self.observe(self._state)
+        return self._observe()
 
     def take_statistics(self) -> dict[str, float]:
         """Means since the last call; starts new sums."""
@@ -143,7 +145,7 @@ class MixedVecEnv(BatchVecEnv):
         step = walks.step(actions)
         self.statistics.real_steps += len(actions)
         self.statistics.real_reward += float(step.reward.sum())
-        return BatchStep(step.reward, step.terminated, step.truncated, walks.state)
+        return BatchStep(step.reward, step.terminated, step.truncated)
 
     def _advance_imagined(self, now: _Branches, actions: np.ndarray) -> BatchStep:
         check_actions(actions, now.action_masks)
@@ -167,7 +169,7 @@ class MixedVecEnv(BatchVecEnv):
         totals.penalised_reward += float(penalised.sum())
         totals.uncertainty += float(disagreement.sum())
         totals.imagined_terminations += int(terminated.sum())
-        return BatchStep(penalised, terminated, np.zeros_like(terminated), now.state)
+        return BatchStep(penalised, terminated, np.zeros_like(terminated))
 
     def _start_branches(self, rows: np.ndarray) -> None:
         time, states = self.starts.sample(len(rows), self._rng)

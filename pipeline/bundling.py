@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pandas as pd
 
 from configs import ConfigError, config_hash, load_config
 from data import DataError
+from envs import observation_scaler
 from export import BundleInfo, write_bundle
 from mbpo import TorchPolicy, historical_uncertainty
-from pipeline.inputs import RunInputs, load_inputs, observation_scaler
+from pipeline.inputs import RunInputs, load_inputs
 from pipeline.provenance import git_commit
 from pipeline.training import MBPO_NAME
 from world_model import MarketModel
@@ -54,8 +56,8 @@ def export_run(workdir: Path, run: str | None, destination: Path) -> BundleInfo:
     """Rebuild policy and world model of a finished run and write its bundle again.
 
     Args: run: folder name below `workdir/runs`; None takes the newest finished run.
-    Raises: ConfigError if there is no such run or the destination exists; DataError if the bars have changed since;
-        ParityError.
+    Raises: ConfigError if there is no such run, the destination exists or rules of the user's own have changed since;
+        DataError if the bars have; ParityError.
     """
     finished = sorted((workdir / "runs").glob("*/report.json"), key=lambda path: path.stat().st_mtime)
     names = [path.parent.name for path in finished]
@@ -72,9 +74,20 @@ def export_run(workdir: Path, run: str | None, destination: Path) -> BundleInfo:
         raise DataError(
             f"{folder}: expected the bars the run was trained on ({expected[:12]}), was {inputs.data_hash[:12]}"
         )
+    _check_rule_sources(folder, report.get("rule_sources", {}), inputs.rule_sources)
     net_arch = inputs.config.mbpo.ppo.net_arch
     weights = folder / f"{MBPO_NAME}.safetensors"
     model = MarketModel.load(folder / "world_model", inputs.table.fields)
     scaler = observation_scaler(inputs.train, historical_uncertainty(model, inputs.train.values))
     policy = TorchPolicy.load(weights, MBPO_NAME, inputs.dynamics, scaler, net_arch)
     return bundle_run(inputs, policy, model, destination)
+
+
+def _check_rule_sources(folder: Path, expected: Mapping[str, str], actual: Mapping[str, str]) -> None:
+    for name in sorted({*expected, *actual}):
+        was, now = expected.get(name, "none"), actual.get(name, "none")
+        if was != now:
+            raise ConfigError(
+                f"{folder}: expected the source of {name!r} that the run was trained under ({was[:12]}), was "
+                f"{now[:12]}; put the old code back, or retrain under the new one"
+            )

@@ -6,27 +6,24 @@ import importlib.metadata
 import json
 import os
 import signal
-import sys
 import tempfile
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from configs import ConfigError, DetentConfig, json_schema, list_profiles, load_config, resolved_yaml
-from data.files import atomic_write_bytes, atomic_write_json, atomic_write_text
-from pipeline.errors import ExitCode, exit_code_for
+from configs import DetentConfig, json_schema, list_profiles, load_config, resolved_yaml
+from data.files import atomic_write_bytes, atomic_write_text
+from pipeline.cli_bench import bench_app
+from pipeline.cli_output import BundleOption, RuleModules, emit, import_rules, reported, stdout
+from pipeline.cli_rules import rules_app
 from pipeline.lock import create_workdir
 
-INTERRUPTED = 130
 EPILOG = (
-    "Exit codes: 0 done or promoted, 10 gates kept the champion, 11 already done, 65 bad data, "
-    "69 service or storage unavailable, 70 bug, 75 locked by another run, 78 bad config, 130 interrupted."
+    "Exit codes: 0 done or promoted, 1 a check or goal was missed, 2 wrong usage, 10 gates kept the champion, "
+    "11 already done, 65 bad data, 69 service or storage unavailable, 70 bug, 75 locked by another run, "
+    "78 bad config, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -39,9 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=True)
-bench_app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
+app.add_typer(rules_app, name="rules")
 
 Profile = Annotated[
     str, typer.Option("--profile", "-p", help="Shipped profile (default, smoke) or path of a YAML file.")
@@ -52,10 +49,6 @@ Overrides = Annotated[
 ]
 Workdir = Annotated[Path, typer.Option("--workdir", "-w", help="Everything is written below this folder (created).")]
 Json = Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")]
-BundleOption = Annotated[Path, typer.Option("--bundle", "-b", help="Bundle directory.")]
-
-stdout = Console()
-stderr = Console(stderr=True)
 
 
 def main() -> None:
@@ -96,7 +89,7 @@ def retrain(
 
     An interrupted run continues after its last finished stage when it is started again.
     """
-    with _reported(as_json):
+    with reported(as_json, resumable=not dry_run):
         config = load_config(profile, overrides or ())
         if dry_run:
             _print_plan(config, workdir, as_json)
@@ -109,7 +102,7 @@ def retrain(
 
         result = run(config, workdir, reporter=Reporter(quiet=quiet), force=force)
         if as_json:
-            _emit(result.to_dict())
+            emit(result.to_dict())
         else:
             print_report(result, stdout)
         raise typer.Exit(int(result.exit_code))
@@ -120,6 +113,7 @@ def backtest(
     bundle: BundleOption,
     profile: Profile = "default",
     overrides: Overrides = None,
+    rule_modules: RuleModules = None,
     window: Annotated[
         str, typer.Option(help="Which bars: train, validation, test (of the profile's latest fold) or all.")
     ] = "test",
@@ -132,7 +126,8 @@ def backtest(
     Costs, reward and data come from the profile; use `--set data.source.kind=file --set data.source.path=FILE` for your
     own bars.
     """
-    with _reported(as_json):
+    with reported(as_json):
+        import_rules(rule_modules)
         from pipeline.bundle_backtest import backtest_bundle
         from pipeline.report import policy_table
 
@@ -144,7 +139,7 @@ def backtest(
         if csv is not None:
             atomic_write_text(csv, results["bundle"].to_frame().to_csv())
         if as_json:
-            _emit({"bundle": str(bundle), "window": window, "metrics": {k: m.to_dict() for k, m in metrics.items()}})
+            emit({"bundle": str(bundle), "window": window, "metrics": {k: m.to_dict() for k, m in metrics.items()}})
         else:
             stdout.print(policy_table(metrics, f"{bundle}, {window} window"))
 
@@ -159,46 +154,14 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a finished run's checkpoint to a fresh bundle, proving parity with torch again."""
-    with _reported(as_json):
+    with reported(as_json):
         from pipeline.bundling import export_run
 
         info = export_run(workdir, run, destination)
         if as_json:
-            _emit({"bundle": str(info.path), "bundle_hash": info.hash, "parity": info.parity.to_dict()})
+            emit({"bundle": str(info.path), "bundle_hash": info.hash, "parity": info.parity.to_dict()})
         else:
             stdout.print(f"bundle {info.path}\nhash   {info.hash}")
-
-
-@bench_app.command("latency")
-def bench_latency(
-    bundle: BundleOption,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
-    decisions: Annotated[int, typer.Option(min=100, help="Single decisions timed, warm-up excluded.")] = 10_000,
-    budget_ms: Annotated[float, typer.Option(min=0.001, help="Budget of one decision at p99.")] = 50.0,
-    compare: Annotated[Path | None, typer.Option(help="Earlier report to compare with, as a ratio.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the states.")] = 0,
-) -> None:
-    """Time single decisions of an exported policy; exit code 1 above the budget."""
-    with _reported(as_json=False):
-        from benchmarks import compare_latency, measure_latency
-        from pipeline.report import latency_table
-
-        report = measure_latency(bundle, decisions, budget_ms=budget_ms, seed=seed)
-        entries = report.to_dict()
-        if compare is not None:
-            try:
-                entries["comparison"] = compare_latency(report, compare)
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"--compare: {error}") from error
-        if json_file is not None:
-            atomic_write_json(json_file, entries)
-        stdout.print(latency_table(entries))
-        stdout.print(", ".join(f"{key}: {value}" for key, value in {**report.machine, **report.versions}.items()))
-        if compare is not None:
-            stdout.print(entries["comparison"])
-        if not report.within_budget:
-            stderr.print(f"[red]p99 above the budget of {budget_ms} ms[/]")
-            raise typer.Exit(1)
 
 
 @app.command()
@@ -206,12 +169,12 @@ def doctor(
     workdir: Workdir = Path("var"), profile: Profile = "default", overrides: Overrides = None, as_json: Json = False
 ) -> None:
     """Check Python, packages, work directory, disk, memory, data and registry; exit code 1 if something is wrong."""
-    with _reported(as_json):
+    with reported(as_json):
         from pipeline.doctor import run_checks
 
         checks = run_checks(workdir, load_config(profile, overrides or ()))
         if as_json:
-            _emit({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
+            emit({"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]})
         else:
             table = Table("", "check", "found", "what to do")
             for check in checks:
@@ -224,7 +187,7 @@ def doctor(
 @config_app.command("show")
 def config_show(profile: Profile = "default", overrides: Overrides = None) -> None:
     """Print every setting in force as YAML."""
-    with _reported(as_json=False):
+    with reported(as_json=False):
         typer.echo(resolved_yaml(load_config(profile, overrides or ())), nl=False)
 
 
@@ -241,34 +204,6 @@ def config_profiles() -> None:
         typer.echo(name)
 
 
-@contextmanager
-def _reported(as_json: bool) -> Iterator[None]:
-    # Every failure becomes one readable line, its exit code, and with --json an object on standard output.
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except KeyboardInterrupt:
-        if as_json:
-            _emit({"status": "interrupted", "exit_code": INTERRUPTED})
-        stderr.print("interrupted; start again to continue after the last finished stage")
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:
-        code = exit_code_for(error)
-        if as_json:
-            _emit({"status": "error", "exit_code": int(code), "error": str(error), "kind": type(error).__name__})
-        stderr.print(f"[red]{type(error).__name__}[/]:", end=" ")
-        stderr.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        if code == ExitCode.BUG:
-            stderr.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(code)) from error
-
-
-def _emit(entries: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(entries, allow_nan=False, sort_keys=True) + "\n")
-    sys.stdout.flush()
-
-
 def _keep_caches_in(workdir: Path) -> None:
     # Libraries would otherwise write font caches, compiled kernels and scratch files to the home directory and /tmp.
     cache = workdir.resolve() / "cache"
@@ -280,10 +215,11 @@ def _keep_caches_in(workdir: Path) -> None:
 
 
 def _print_plan(config: DetentConfig, workdir: Path, as_json: bool) -> None:
-    from pipeline.inputs import load_inputs
+    from pipeline.inputs import check_extra_rules, load_inputs
     from pipeline.result import STAGES, run_directory
 
     inputs = load_inputs(config)
+    check_extra_rules(inputs)
     folder = run_directory(workdir.resolve(), inputs.run_key)
     plan = {
         "status": "dry_run",
@@ -294,7 +230,7 @@ def _print_plan(config: DetentConfig, workdir: Path, as_json: bool) -> None:
         "stages": list(STAGES),
     }
     if as_json:
-        _emit(plan)
+        emit(plan)
         return
     stdout.print(f"run {inputs.run_key[:16]} would write below {folder}")
     for name, window in inputs.windows().items():

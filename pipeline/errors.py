@@ -16,6 +16,7 @@ from enum import IntEnum
 
 from configs.errors import ConfigError
 from data.errors import DataError
+from masking import RuleError
 from serving.errors import BundleError
 
 
@@ -46,6 +47,7 @@ class TrackingUnavailable(PipelineError):  # noqa: N818  (a state of the service
 
 _BY_TYPE: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (ConfigError, ExitCode.BAD_CONFIG),
+    (RuleError, ExitCode.BAD_CONFIG),
     (DataError, ExitCode.BAD_DATA),
     # A bundle that does not verify is bad input, wherever it comes from.
     (BundleError, ExitCode.BAD_DATA),

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import LatencyReport
 from evaluation import BacktestResult
-from evaluation.plots import equity_and_drawdown, fan_chart, holdout_calibration, latency_histogram, mask_strip
+from evaluation.mask_plot import mask_reasons
+from evaluation.plots import equity_and_drawdown, fan_chart, holdout_calibration, latency_histogram
 from pipeline.inputs import RunInputs
 from pipeline.tracking import Tracker
 from pipeline.training import MBPO_NAME, LearnedMarket
@@ -43,10 +44,19 @@ def log_figures(
     latency: LatencyReport,
     action_names: Sequence[str],
 ) -> None:
-    """Equity and drawdown, masks over time, calibration on validation, imagined futures, decision latency."""
+    """Equity and drawdown, masks with their reasons, calibration on validation, imagined futures, decision latency."""
     for window, by_policy in backtests.items():
         tracker.log_figure(equity_and_drawdown(by_policy), f"plots/equity_{window}.png")
-    tracker.log_figure(mask_strip(backtests["validation"][MBPO_NAME], action_names), "plots/masks_validation.png")
+    run = backtests["validation"][MBPO_NAME]
+    figure = mask_reasons(
+        inputs.dynamics.rule_set,
+        run.rule_columns(),
+        run.actions[:, 0],
+        timestamps=run.timestamps[:-1],
+        action_names=action_names,
+        title=f"Action masks, their reasons and choices: {run.policy}",
+    )
+    tracker.log_figure(figure, "plots/mask_reasons_validation.png")
     scores = evaluate_market_model(market.model, inputs.validation.values, inputs.table.fields)
     tracker.log_figure(holdout_calibration(scores.pit, scores.coverage), "plots/calibration.png")
     horizon = inputs.config.mbpo.rollout_length

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from configs import ConfigError, DetentConfig, config_hash
 from data import DataError, FeatureTable, Scaler, Split, hash_bars, open_source, walk_forward_splits
 from data.features import LOOKBACK, compute_features
-from envs import ACCOUNT_FIELDS, REWARDS, UNCERTAINTY_FIELD, TradingDynamics
-from pipeline.provenance import run_key
+from envs import REWARDS, TradingDynamics, observation_scaler
+from masking import RuleError
+from pipeline.provenance import rule_sources, run_key
 
 MAX_PACE = 2.5
 """Bars per year may differ from the configured number by this factor."""
@@ -49,7 +50,12 @@ class RunInputs:
     @property
     def run_key(self) -> str:
         """Name of what this run computes."""
-        return run_key(config_hash(self.config), self.data_hash)
+        return run_key(config_hash(self.config), self.data_hash, self.rule_sources)
+
+    @cached_property
+    def rule_sources(self) -> dict[str, str]:
+        """SHA-256 of the source behind rules of the user's own, by module name."""
+        return rule_sources(self.dynamics.rule_set.rules, self.config.limits.rule_modules)
 
     def windows(self) -> dict[str, dict[str, Any]]:
         """First and last timestamp and number of rows of each window."""
@@ -62,19 +68,6 @@ class RunInputs:
             }
             for name, table in tables.items()
         }
-
-
-def observation_scaler(train: FeatureTable, uncertainty: np.ndarray | None = None) -> Scaler:
-    """Features and model uncertainty by training quantiles, account columns by their fixed ranges.
-
-    Args: uncertainty [T] of the training rows; None where there is no world model and the column is zero.
-    """
-    parts = [Scaler.fit(train.values, train.names), Scaler.with_fixed(ACCOUNT_FIELDS)]
-    if uncertainty is None:
-        parts.append(Scaler.with_fixed((UNCERTAINTY_FIELD,)))
-    else:
-        parts.append(Scaler.fit(uncertainty[:, None], (UNCERTAINTY_FIELD.name,)))
-    return Scaler.concat(parts)
 
 
 # Volatility is annualised with this number and compared with a limit: five-minute bars counted as days would switch
@@ -92,7 +85,7 @@ def load_inputs(config: DetentConfig, until: pd.Timestamp | None = None) -> RunI
     """Read and check the bars, compute features, choose the latest walk-forward fold.
 
     Args: until: leave out newer bars; None takes all.
-    Raises: DataError for anything wrong with the data; ConfigError for an unknown reward.
+    Raises: DataError for anything wrong with the data; ConfigError for an unknown reward, RuleError for a bad rule.
     """
     if config.reward.name not in REWARDS:
         raise ConfigError(f"reward.name: expected one of {sorted(REWARDS)}, was {config.reward.name!r}")
@@ -113,3 +106,18 @@ def load_inputs(config: DetentConfig, until: pd.Timestamp | None = None) -> RunI
         dynamics=TradingDynamics.from_config(table.names, config),
         data_hash=hash_bars(bars),
     )
+
+
+def check_extra_rules(inputs: RunInputs) -> None:
+    """Prove that the rules judge alike in training and when served; seconds, and only where a config adds rules.
+
+    Raises: RuleError naming rule, property and the first state that fails.
+    """
+    if not inputs.config.limits.extra_rules:
+        return
+    from masking.conformance import check_rule_set
+
+    try:
+        check_rule_set(inputs.dynamics.rule_set)
+    except RuleError as error:
+        raise RuleError(f"limits.extra_rules: {error}") from error

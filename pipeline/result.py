@@ -43,6 +43,8 @@ class RetrainResult:
     data_hash: str
     workdir: Path
     windows: dict[str, Any] = field(default_factory=dict)
+    rule_sources: dict[str, str] = field(default_factory=dict)
+    """See `pipeline.provenance.rule_sources`."""
     bundle: Path | None = None
     bundle_hash: str | None = None
     tracking_uri: str | None = None
@@ -95,6 +97,7 @@ class RetrainResult:
             "data_hash": self.data_hash,
             "workdir": str(self.workdir),
             "windows": self.windows,
+            "rule_sources": self.rule_sources,
             "bundle": None if self.bundle is None else str(self.bundle),
             "bundle_hash": self.bundle_hash,
             "mlflow": {

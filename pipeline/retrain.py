@@ -23,7 +23,7 @@ from mbpo import TorchPolicy, branch_summary
 from pipeline.bundling import bundle_run
 from pipeline.errors import ExitCode, TrackingUnavailable
 from pipeline.figures import log_figures
-from pipeline.inputs import RunInputs, load_inputs
+from pipeline.inputs import RunInputs, check_extra_rules, load_inputs
 from pipeline.lock import WorkdirLock, create_workdir
 from pipeline.progress import Reporter
 from pipeline.promotion import register
@@ -55,7 +55,8 @@ def retrain(
         config: what to run; workdir: everything is written below it (created).
         force: compute again even if a finished run with the same config, data, code and libraries exists.
 
-    Raises: DataError, ConfigError, LockedError, TrackingUnavailable, ParityError, OSError; `exit_code_for` maps them.
+    Raises: DataError, ConfigError, RuleError, LockedError, TrackingUnavailable, ParityError, OSError; `exit_code_for`
+        maps them.
     """
     reporter = reporter or Reporter(quiet=True)
     torch.set_num_threads(config.torch_threads)
@@ -65,6 +66,7 @@ def retrain(
         with WorkdirLock(root):
             with reporter.stage("data"):
                 inputs = load_inputs(config)
+                check_extra_rules(inputs)
                 settings = config.tracking
                 tracker = Tracker(settings.uri, settings.experiment, root, settings.model_name)
             finished = tracker.find_finished(inputs.run_key)
@@ -78,6 +80,7 @@ def retrain(
 
 def _already_done(inputs: RunInputs, root: Path, tracker: Tracker, run_id: str) -> RetrainResult:
     result = RetrainResult(ExitCode.ALREADY_DONE, inputs.run_key, inputs.data_hash, root, inputs.windows())
+    result.rule_sources = inputs.rule_sources
     folder = run_directory(root, inputs.run_key)
     result.bundle = folder / "bundle"
     result.earlier = json.loads((folder / "report.json").read_text())
@@ -98,6 +101,7 @@ def _run(inputs: RunInputs, root: Path, tracker: Tracker, reporter: Reporter, fo
     atomic_write_text(run_dir / "config.yaml", resolved_yaml(config))
 
     result = RetrainResult(ExitCode.CHAMPION_KEPT, inputs.run_key, inputs.data_hash, root, inputs.windows())
+    result.rule_sources = inputs.rule_sources
     result.run_id = tracker.start(f"retrain-{inputs.table.timestamps[-1]:%Y-%m-%d}", inputs.run_key)
     result.tracking_uri, result.model_name = tracker.uri, tracker.model_name
     try:

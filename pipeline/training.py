@@ -21,7 +21,8 @@ from configs import ConfigError
 from configs.schema import PPOConfig
 from data import DataError, FeatureTable, ReplayStore, Scaler, atomic_write_json
 from data.features import LOOKBACK
-from envs.vec_env import BatchVecEnv, HistoryVecEnv
+from envs import observation_scaler
+from envs.vec_env import HistoryVecEnv, TradingVecEnv
 from evaluation import PolicyMetrics, backtest, evaluate
 from mbpo import (
     MarketBranches,
@@ -34,7 +35,7 @@ from mbpo import (
     market_rows,
     train_policy,
 )
-from pipeline.inputs import RunInputs, observation_scaler
+from pipeline.inputs import RunInputs
 from pipeline.progress import Advance, silent
 from pipeline.tracking import Tracker
 from world_model import MarketModel, ModelFileError, TrainingError, evaluate_market_model, fit_market_model
@@ -143,7 +144,7 @@ def model_free_stage(
     """Train the baseline: MaskablePPO on history alone, with the same data, masks, costs and selection."""
     config = inputs.config
 
-    def build() -> BatchVecEnv:
+    def build() -> TradingVecEnv:
         return HistoryVecEnv(
             inputs.dynamics,
             inputs.scaler,
@@ -171,7 +172,7 @@ def mbpo_stage(
     config = inputs.config
     uncertainty = historical_uncertainty(market.model, visited.features)
 
-    def build() -> BatchVecEnv:
+    def build() -> TradingVecEnv:
         starts = StartBuffer(visited.rows, visited.states, capacity=len(visited.rows))
         return MixedVecEnv(
             inputs.dynamics,
@@ -197,7 +198,7 @@ def _policy_stage(
     ppo: PPOConfig,
     uncertainty: np.ndarray | None,
     scaler: Scaler,
-    build: Callable[[], BatchVecEnv],
+    build: Callable[[], TradingVecEnv],
     inputs: RunInputs,
     run_dir: Path,
     tracker: Tracker | None,

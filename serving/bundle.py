@@ -161,7 +161,7 @@ def _load_rules(manifest: Manifest, data: bytes) -> RuleSet:
     try:
         rule_set = RuleSet.from_dict(raw)
     except MaskingError as error:
-        raise BundleFormatError(f"{RULES_FILE}: {error}; rules of your own must be imported first") from error
+        raise BundleFormatError(f"{RULES_FILE}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise BundleFormatError(f"{RULES_FILE}: expected a stored rule set: {error!r}") from error
     if not stored == rule_set.hash == manifest.rule_set_hash:

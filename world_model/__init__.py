@@ -1,11 +1,15 @@
 """A probabilistic ensemble that predicts the next feature row of the market (PETS, arXiv:1805.12114). It learns only
 what is unknown: account, reward and masks are exact arithmetic elsewhere. The market does not react to the agent, so
-no action enters; imagined branches can be generated once and reused by every policy update.
+no action enters; imagined branches can be generated once and reused by every policy update. For environments that
+only tell their masks at real states, `learn_masks` learns the mask as well, with a bound on its false-valid rate.
 """
 
 from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
 from world_model.errors import ModelFileError, TrainingError, WorldModelError
+from world_model.learned_masks import LearnedMaskConfig, LearnedMaskReport, LearnedMasks, MaskVerdict, learn_masks
 from world_model.losses import gaussian_nll, member_nll
+from world_model.mask_bound import MaskBound, MaskBoundError, MaskErrors, mask_errors
+from world_model.mask_head import MaskHead, MaskHeadConfig
 from world_model.metrics import ModelMetrics, evaluate_market_model, fan_chart
 from world_model.model import MarketModel
 from world_model.networks import EnsembleMLP
@@ -15,7 +19,16 @@ from world_model.trainer import FitReport, fit_market_model
 __all__ = [
     "EnsembleMLP",
     "FitReport",
+    "LearnedMaskConfig",
+    "LearnedMaskReport",
+    "LearnedMasks",
     "MarketModel",
+    "MaskBound",
+    "MaskBoundError",
+    "MaskErrors",
+    "MaskHead",
+    "MaskHeadConfig",
+    "MaskVerdict",
     "ModelFileError",
     "ModelMetrics",
     "Normaliser",
@@ -26,6 +39,8 @@ __all__ = [
     "fan_chart",
     "fit_market_model",
     "gaussian_nll",
+    "learn_masks",
+    "mask_errors",
     "member_nll",
     "shrinkage_factor",
     "variance_multiplier",

@@ -4,6 +4,7 @@
 Exception
 └── WorldModelError
     ├── TrainingError    (RuntimeError)  a fit diverged; nothing outside the fit was changed
+    ├── MaskBoundError   (ValueError)    a learned mask misses its false-valid target (in `mask_bound`)
     └── ModelFileError   (ValueError)    a saved model is missing, damaged, or made for other features
 ```
 

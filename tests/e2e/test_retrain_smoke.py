@@ -62,7 +62,7 @@ def test_tracking_holds_config_metrics_plots_and_bundle(first_run: SmokeRun) -> 
     assert "policies/validation/mbpo/sharpe" in record.metrics
     assert "mbpo/imagined_raw_reward" in record.metrics
     artifacts = {path.name for path in first_run.workdir.rglob("artifacts/**/*") if path.is_file()}
-    plots = {"equity_validation.png", "equity_test.png", "masks_validation.png", "calibration.png"}
+    plots = {"equity_validation.png", "equity_test.png", "mask_reasons_validation.png", "calibration.png"}
     assert plots | {"rollout_fan.png", "latency.png", "config.yaml", "report.json", "policy.onnx"} <= artifacts
     champion = tracker.champion()
     assert champion is not None

@@ -201,10 +201,21 @@ def test_an_override_does_not_leak_into_the_next_load() -> None:
         ("seed=[1", "--set seed: expected YAML, was broken at line 1"),
         ("seed=-1", "seed: expected greater than or equal to 0, was -1"),
         ("data..kind=file", "expected a known key, was unknown"),
+        ("limits.extra_rules=calm_entries", "limits.extra_rules: expected a list, was 'calm_entries'"),
+        ("world_model.hidden=64", "world_model.hidden: expected a list, was 64"),
     ],
 )
 def test_bad_overrides_say_what_to_write(override: str, expected: str) -> None:
     assert expected in error_of("default", override)
+
+
+def test_extra_rules_are_left_to_those_who_know_the_rules() -> None:
+    rules = load_config(
+        "default", ["limits.extra_rules=[calm, {wild: {limit: 1e-3}}, {flat: 1.0}, 3]"]
+    ).limits.extra_rules
+    assert rules == ("calm", {"wild": {"limit": 1e-3}}, {"flat": 1.0}, 3)
+    outline = DetentConfig.model_json_schema()["$defs"]["LimitsConfig"]["properties"]["extra_rules"]["items"]
+    assert [choice["type"] for choice in outline["anyOf"]] == ["string", "object"]
 
 
 def test_an_override_below_a_broken_section_reports_the_section(tmp_path) -> None:

@@ -12,7 +12,8 @@ from envs_worlds import FEATURES, LOOSE, dynamics, fresh, market, random_valid
 
 from configs.schema import AccountConfig, DetentConfig, LimitsConfig, RewardConfig
 from envs import ACCOUNT_FIELDS, DATA_AGE, UNCERTAINTY_FIELD, Account, AccountRules, TradingDynamics
-from masking import ActionTable, DrawdownLadder, RuleSet, trading_rules
+from envs.dynamics import AGE_FIELD
+from masking import ActionTable, DrawdownLadder, RuleError, RuleSet, trading_rules
 
 ACCOUNT = Account(
     *(
@@ -229,12 +230,37 @@ def test_an_unknown_reward_is_refused_when_the_dynamics_are_built() -> None:
         ((*FEATURES, "data_age"), "repeated ['data_age']"),
         ((*FEATURES, "gap_return"), "repeated ['gap_return']"),
         (("gap_return", "volatility_20"), "missing ['intraday_return']"),
-        (("gap_return", "intraday_return"), "expected columns of the state row, was ['volatility_20']"),
+        (
+            ("gap_return", "intraday_return", "volatility_10"),
+            "rule 'volatility_breaker': fields: expected columns of the state row, was 'volatility_20'; "
+            "did you mean 'volatility_10'?",
+        ),
     ],
 )
 def test_a_layout_in_which_a_rule_would_read_the_wrong_column_is_refused(names, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         dynamics(feature_names=names)
+
+
+def test_columns_of_the_state_are_described_in_its_order() -> None:
+    described = (*ACCOUNT_FIELDS, UNCERTAINTY_FIELD, AGE_FIELD)
+    assert dynamics().state_names == (*FEATURES, *(field.name for field in described))
+
+
+def test_extra_rules_add_to_the_built_in_ones_and_never_replace_them() -> None:
+    def rules_with(*extra) -> RuleSet:
+        return TradingDynamics.from_config(FEATURES, DetentConfig(limits=LimitsConfig(extra_rules=extra))).rule_set
+
+    with pytest.raises(RuleError, match=r"^limits\.extra_rules: 'max_exposure' is built in; its limits are set under"):
+        rules_with({"max_exposure": {"limit": 9.0}})
+    with pytest.raises(RuleError, match=r"^limits\.extra_rules: rules\[0\]: rule: expected a registered one"):
+        rules_with("max_exposur")
+    assert rules_with().rules == trading_rules()
+
+
+def test_modules_of_extra_rules_are_imported_under_their_own_key() -> None:
+    with pytest.raises(RuleError, match=r"^limits\.rule_modules: 'no_such_rules' cannot be imported"):
+        TradingDynamics.from_config(FEATURES, DetentConfig(limits=LimitsConfig(rule_modules=("no_such_rules",))))
 
 
 def test_masks_and_trades_share_one_action_table() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from envs_worlds import LOOSE, dynamics, market, moves, random_valid
 
-from envs import HistoryBatch, InvalidActionError, check_actions
+from envs import HistoryBatch
+from masking import InvalidActionError, check_actions
 
 
 def hold(walk: HistoryBatch) -> np.ndarray:

@@ -9,9 +9,12 @@ from gymnasium.utils.env_checker import check_env
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from envs import InvalidActionError
-from envs.trading import TradingEnv
+from configs import load_config
+from data import BarsError
+from envs.trading import TradingEnv, bundled_trading_env
+from masking import ActionAudit, InvalidActionError
 from masking.strict_policy import StrictMaskablePolicy
+from pipeline.inputs import load_inputs
 
 
 def trading_env(features: np.ndarray | None = None, *, episode_bars: int = 10, **limits) -> TradingEnv:
@@ -63,6 +66,28 @@ def test_a_caller_who_writes_into_what_he_was_given_opens_nothing() -> None:
     with pytest.raises(InvalidActionError):
         env.step(6)
     assert env.action_masks().sum() == 4
+
+
+def test_the_audit_counts_executed_actions_and_none_that_was_refused() -> None:
+    env, rng = trading_env(episode_bars=5), np.random.default_rng(0)
+    env.reset(seed=0)
+    for _ in range(40):
+        *_, terminated, truncated, info = env.step(random_valid(env.action_masks()[None], rng)[0])
+        if terminated or truncated:
+            env.reset()
+    with pytest.raises(InvalidActionError):
+        env.step(7)
+    assert env.audit == ActionAudit(executed=40, invalid=0)
+    assert set(info) == {"action_mask", "state", "equity", "position", "drawdown", "cost", "time"}
+
+
+def test_the_audit_counts_what_an_open_gate_lets_through(monkeypatch) -> None:
+    monkeypatch.setattr("envs.history.check_actions", lambda *_: None)
+    env = trading_env()
+    env.reset(seed=0)
+    env.step(6)  # the full position is forbidden at the start, and held afterwards
+    env.step(0)
+    assert env.audit == ActionAudit(executed=2, invalid=1)
 
 
 def test_the_same_seed_gives_the_same_episode_and_another_seed_another_start() -> None:
@@ -122,3 +147,43 @@ def test_masked_ppo_learns_on_it() -> None:
     before = model.policy.action_net.weight.detach().clone()
     model.learn(64)
     assert not np.array_equal(before.numpy(), model.policy.action_net.weight.detach().numpy())
+
+
+# --- the bundled market ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", ["train", "validation", "test"])
+def test_a_window_of_the_bundled_market_is_that_of_a_nightly_run(window) -> None:
+    env, inputs = bundled_trading_env("sp500", window), load_inputs(load_config("default"))
+    np.testing.assert_array_equal(env.walk.features, getattr(inputs, window).values)
+    assert env.scaler.to_dict() == inputs.scaler.to_dict()
+    for part in ("feature_names", "account_rules", "reward"):
+        assert getattr(env.dynamics, part) == getattr(inputs.dynamics, part)
+    assert env.dynamics.rule_set.hash == inputs.dynamics.rule_set.hash
+
+
+def test_the_scaler_of_every_window_is_fitted_on_the_training_window_alone() -> None:
+    train, test = bundled_trading_env(window="train"), bundled_trading_env(window="test")
+    low, high = np.quantile(train.walk.features, [0.01, 0.99], axis=0)
+    for env in (train, test):
+        np.testing.assert_allclose(env.scaler.centre[:18], (low + high) / 2, rtol=1e-6)
+        np.testing.assert_allclose(env.scaler.scale[:18], (high - low) / 2, rtol=1e-6)
+    own_low, own_high = np.quantile(test.walk.features, [0.01, 0.99], axis=0)
+    assert (np.abs(own_high - own_low) / (high - low) < 0.9).any()
+
+
+def test_the_bundled_market_has_two_symbols_and_episodes_of_any_length() -> None:
+    nasdaq = bundled_trading_env("nasdaq", "test", episode_bars=None)
+    nasdaq.reset(options={"time": 0})
+    assert nasdaq.walk.last_row == 377  # 1.5 years of 252 bars
+    for bar in range(1, 378):
+        truncated = nasdaq.step(0)[3]
+        assert truncated == (bar == 377)
+    assert not np.array_equal(nasdaq.walk.features, bundled_trading_env("sp500", "test").walk.features)
+
+
+def test_unknown_windows_and_symbols_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"window: expected one of \('train', 'validation', 'test'\), was 'holdout'"):
+        bundled_trading_env(window="holdout")
+    with pytest.raises(BarsError, match=r"symbol: expected one of .*, was 'sp5000'; did you mean 'sp500'"):
+        bundled_trading_env("sp5000")

@@ -10,9 +10,9 @@ from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 
-from envs import InvalidActionError
 from envs.trading import TradingEnv
 from envs.vec_env import HistoryVecEnv
+from masking import InvalidActionError
 from masking.strict_policy import StrictMaskablePolicy
 
 WILD = market(80, seed=3, swing=0.05)
@@ -74,6 +74,7 @@ def test_a_terminal_observation_is_the_last_state_and_not_the_new_start() -> Non
     drawdown = batch.dynamics.obs_names.index("drawdown")
     assert infos[0]["terminal_observation"][drawdown] == 1.0  # 20 % is the end of its range
     assert obs[0, drawdown] == -1.0
+    assert infos[0]["terminal_action_mask"].tolist() == [True] + [False] * 6
     assert infos[1] == {}
 
 
@@ -83,7 +84,8 @@ def test_infos_of_unfinished_rows_stay_empty_after_a_row_has_finished() -> None:
     _, _, dones, infos = batch.step(np.zeros(6, dtype=np.int64))
     assert dones.all()
     assert all(info["TimeLimit.truncated"] is True for info in infos)
-    assert batch.infos == [{}] * 6
+    batch.walks.episode_bars = None
+    assert batch.step(np.zeros(6, dtype=np.int64))[3] == [{}] * 6
 
 
 def test_the_same_seed_gives_the_same_starts() -> None:

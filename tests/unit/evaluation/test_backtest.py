@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from envs import InvalidActionError
 from evaluation import BuyAndHold, Flat, RandomValid, backtest
-from masking import DrawdownLadder, TradingState
+from masking import DrawdownLadder, InvalidActionError, TradingState
 
 ALMOST = {"rtol": 0, "atol": 1e-12}
 NO_LADDER = DrawdownLadder(soft=0.9, hard=0.95, kill=0.99)
@@ -54,6 +53,27 @@ def test_the_recorded_masks_are_those_of_the_decision(round_trip):
     # Flat: no more than 0.6 at once. Then three bars of holding time. Then 0.519 +- 0.6, never 1.25.
     expected = [[1, 1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]]
     assert round_trip.action_masks[:, 0].astype(int).tolist() == expected
+
+
+def test_what_the_rules_saw_gives_every_mask_and_its_reasons_again(make_dynamics, rough_history):
+    dynamics = make_dynamics()
+    result = backtest(dynamics, *rough_history, RandomValid(0), batch=16)
+    rule_set = dynamics.rule_set
+    assert result.rule_fields == rule_set.fields
+    for path in range(16):
+        columns = result.rule_columns(path)
+        np.testing.assert_array_equal(rule_set(columns), result.action_masks[:, path])
+        np.testing.assert_allclose(columns["position"], result.position[:-1, path], rtol=0, atol=1e-7)
+        np.testing.assert_array_equal(columns["trading_state"], result.trading_state[:-1, path])
+    assert len({denial.rule for bar in range(599) for denial in rule_set.explain(result.rule_columns(), row=bar)}) >= 5
+
+
+def test_what_the_rules_saw_worked_by_hand(round_trip):
+    columns = round_trip.rule_columns()
+    np.testing.assert_allclose(columns["position"], [0, 6 / 11, 5.4 / 10.4, 5.4 / 10.4], atol=1e-7)
+    assert columns["holding_time"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(columns["drawdown"], [0, 0, 0.6 / 11, 0.6 / 11], atol=1e-7)
+    np.testing.assert_array_equal(columns["volatility_20"], np.float32(0.2))
 
 
 def test_buy_and_hold_equals_the_price_less_one_cost(make_dynamics):
@@ -231,6 +251,8 @@ def test_a_result_is_read_only_and_checks_its_shapes(round_trip):
         round_trip.actions[0] = 6
     with pytest.raises(ValueError, match=r"cost: expected \[4, 1\], was \[3, 1\]"):
         dataclasses.replace(round_trip, cost=round_trip.cost[1:])
+    with pytest.raises(ValueError, match=r"rule_states: expected \[4, 1, 5\], was \[4, 1, 6\]"):
+        dataclasses.replace(round_trip, rule_fields=round_trip.rule_fields[1:])
 
 
 def test_the_frame_puts_what_happened_beside_the_close_that_ended_the_bar(round_trip):

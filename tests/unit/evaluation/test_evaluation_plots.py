@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import struct
 import subprocess
 import sys
@@ -14,11 +13,8 @@ from evaluation.plots import (
     fan_chart,
     holdout_calibration,
     latency_histogram,
-    mask_strip,
     png_bytes,
 )
-
-NAMES = ("hold", "0", "0.25", "0.5", "0.75", "1", "1.25")
 
 
 def size_of(png: bytes) -> tuple[int, int]:
@@ -60,26 +56,6 @@ def test_equity_and_drawdown_refuses_nothing_and_different_windows(make_dynamics
     late = backtest(dynamics, features[50:100], timestamps[50:100], BuyAndHold(dynamics))
     with pytest.raises(ValueError, match=r"results\['late'\]"):
         equity_and_drawdown({"early": early, "late": late})
-
-
-def test_mask_strip_marks_every_choice_and_shouts_a_forbidden_one(round_trip):
-    figure = mask_strip(round_trip, NAMES)
-    good, bad = figure.axes[1].collections[1:]
-    assert good.get_offsets().tolist() == [[0.5, 3.5], [1.5, 0.5], [2.5, 0.5], [3.5, 1.5]]
-    assert len(bad.get_offsets()) == 0
-    assert size_of(png_bytes(figure, dpi=50))[1] == 220
-    actions = round_trip.actions.copy()
-    actions[1] = 4
-    figure = mask_strip(dataclasses.replace(round_trip, actions=actions), NAMES)
-    assert figure.axes[1].collections[2].get_offsets().tolist() == [[1.5, 4.5]]
-    assert "forbidden but chosen: 1" in texts(figure)
-
-
-def test_mask_strip_checks_names_and_path(round_trip):
-    with pytest.raises(ValueError, match="action_names: expected 7, was 2"):
-        mask_strip(round_trip, ("a", "b"))
-    with pytest.raises(ValueError, match="path: expected 0 <= path < 1, was 1"):
-        mask_strip(round_trip, NAMES, path=1)
 
 
 def test_holdout_calibration_of_uniform_values_is_one_everywhere():
@@ -138,18 +114,17 @@ def test_latency_histogram_refuses_a_budget_that_is_none():
         latency_histogram(np.ones(3), 0.0)
 
 
-def test_legends_below_a_figure_fit_into_it(round_trip):
-    forged = dataclasses.replace(round_trip, actions=np.full_like(round_trip.actions, 6))
-    for figure in (mask_strip(forged, NAMES), latency_histogram(np.full(9, 0.01234), 1234.5)):
-        png_bytes(figure)
-        (legend,) = figure.legends
-        box = legend.get_window_extent()
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.x1
+def test_a_legend_below_a_figure_fits_into_it():
+    figure = latency_histogram(np.full(9, 0.01234), 1234.5)
+    png_bytes(figure)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
 
 
-def test_a_figure_renders_to_the_same_bytes_twice(round_trip):
-    assert png_bytes(mask_strip(round_trip, NAMES)) == png_bytes(mask_strip(round_trip, NAMES))
+def test_a_figure_renders_to_the_same_bytes_twice():
+    assert png_bytes(latency_histogram(np.ones(9), 2.0)) == png_bytes(latency_histogram(np.ones(9), 2.0))
 
 
 def test_figures_leave_pyplot_alone():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from masking import HOLD, ActionTable
+from masking import HOLD, ActionTable, RuleError
 
 
 def test_hold_is_action_zero_and_the_others_are_target_factors() -> None:
@@ -48,7 +48,34 @@ def test_the_position_keeps_its_dtype_in_every_namespace(dtype: str) -> None:
         assert [float(value) for value in chosen] == expected
 
 
-@pytest.mark.parametrize("factors", [(), (0.5, 0.25), (0.0, 0.0, 1.0), (0.0, math.nan), (math.nan,), (0.0, math.inf)])
+def test_equal_tables_are_equal_however_their_numbers_are_spelled() -> None:
+    table = ActionTable((-1, -0.0, 1))
+    assert [str(factor) for factor in table.factors] == ["-1.0", "0.0", "1.0"]
+    assert table == ActionTable((-1.0, 0, 1.0))
+
+
+@pytest.mark.parametrize("factors", [("0", "1"), (False, True), (None, 1.0)])
+def test_factors_that_are_no_numbers_are_refused(factors: tuple[object, ...]) -> None:
+    with pytest.raises(ValueError, match="strictly ascending finite numbers"):
+        ActionTable(factors)
+
+
+@pytest.mark.parametrize("factors", [(), (0.5, 0.25), (0.0, 0.0, 1.0), (0.0, math.nan), (math.nan,), (0.0, math.inf),
+                                     (0.0, 3.5e38), (-(10**400), 0.0)])  # fmt: skip
 def test_factors_that_are_not_ascending_finite_numbers_are_refused(factors: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="strictly ascending finite numbers"):
         ActionTable(factors)
+
+
+@pytest.mark.parametrize("position", [np.array([1]), np.array([True]), np.array([1.0], dtype=object)])
+def test_a_position_that_is_no_floating_number_is_refused(position: np.ndarray) -> None:
+    # As an integer, 1.25 would be judged as 1 and pass every limit that 1 passes.
+    with pytest.raises(RuleError, match="position: expected floating numbers, was"):
+        ActionTable().target_positions(position)
+    with pytest.raises(RuleError, match="position: expected floating numbers, was"):
+        ActionTable().target_of(np.array([6]), position)
+
+
+def test_an_integer_tensor_is_refused_as_a_position() -> None:
+    with pytest.raises(RuleError, match=r"was torch\.int64"):
+        ActionTable().target_positions(torch.tensor([1]))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from masking_worlds import CALM, FIELDS, allowed, column_state, ruleset
 
-from masking import DrawdownLadder, RuleError, trading_rules
+from configs.schema import LimitsConfig
+from masking import ActionTable, DrawdownLadder, RuleError, RuleSet, is_reduction, trading_rules
 from masking.rules import (
     DrawdownRule,
     MaxExposure,
@@ -17,8 +18,9 @@ from masking.rules import (
     MinHolding,
     PaperOnlyLeverage,
     StaleData,
+    StateView,
     VolatilityBreaker,
-    register_rule,
+    shared,
 )
 
 ALL = {0, 1, 2, 3, 4, 5, 6}
@@ -71,7 +73,8 @@ def test_reduce_only_never_crosses_to_the_other_side_of_a_short_position() -> No
 
 
 def test_the_ladder_of_the_rule_is_configurable() -> None:
-    rule = DrawdownRule(ladder=DrawdownLadder(soft=0.02, hard=0.04, kill=0.06))
+    rule = DrawdownRule(soft=0.02, hard=0.04, kill=0.06)
+    assert rule.ladder == DrawdownLadder(soft=0.02, hard=0.04, kill=0.06)
     assert allowed(rule, drawdown=0.02, position=0.5) == {0, 1, 2, 3}
     assert allowed(rule, drawdown=0.04, position=0.5) == {0}
 
@@ -79,7 +82,7 @@ def test_the_ladder_of_the_rule_is_configurable() -> None:
 # --- size --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("limit", "largest"), [(0.0, 1), (0.5, 3), (0.74, 3), (0.75, 4), (1.25, 6)])
+@pytest.mark.parametrize(("limit", "largest"), [(0.1, 1), (0.5, 3), (0.74, 3), (0.75, 4), (1.25, 6)])
 def test_exposure_may_reach_its_limit_exactly(limit: float, largest: int) -> None:
     assert allowed(MaxExposure(limit=limit)) == set(range(largest + 1))
 
@@ -109,6 +112,28 @@ def test_paper_mode_does_not_lift_the_exposure_limit() -> None:
 )
 def test_one_decision_changes_the_position_by_at_most_0_6(position: float, expected: set[int]) -> None:
     assert allowed(MaxPositionChange(), position=position) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (0.0, {0, 4, 5, 6}),
+        (1.0, {0, 1, 2, 3, 4, 5, 6}),  # from 1.25 every target is a reduction
+        (2.0, {0, 1, 2, 3, 4, 5, 6}),
+    ],
+)
+def test_the_change_limit_never_traps_risk_once_trading_is_not_active(code: float, expected: set[int]) -> None:
+    assert allowed(MaxPositionChange(), position=1.25, trading_state=code) == expected
+
+
+def test_only_reductions_are_exempt_from_the_change_limit() -> None:
+    assert allowed(MaxPositionChange(limit=0.2), position=0.5, trading_state=1.0) == {0, 1, 2, 3}
+    assert allowed(MaxPositionChange(limit=0.2), position=-0.5, trading_state=1.0) == {0, 1}
+
+
+def test_a_large_position_can_be_closed_at_once_by_the_whole_rule_set_in_reduce_only() -> None:
+    assert allowed(ruleset(paper=True), position=1.25, drawdown=0.09) == {0, 4, 5, 6}
+    assert allowed(ruleset(paper=True), position=1.25, drawdown=0.09, trading_state=1.0) == ALL
 
 
 # --- holding time ------------------------------------------------------------------------------------------
@@ -175,17 +200,123 @@ def test_each_rule_forbids_what_it_cannot_compare(rule) -> None:
     for field in rule.fields:
         row = {**(stressed if field == "position" else growing), field: np.nan}
         state = {name: value[:, None] for name, value in column_state([row]).items()}
-        state["target_position"] = np.full((1, 7), np.nan if field == "position" else 0.5)
+        state["target_position"] = np.full((1, 7), np.nan if field == "position" else 0.9)
         assert not np.any(rule(state)), field
 
 
-# --- registration ------------------------------------------------------------------------------------------
+# --- parameters --------------------------------------------------------------------------------------------
 
 
-def test_a_taken_name_is_refused() -> None:
-    with pytest.raises(RuleError, match="'max_exposure' is already registered by MaxExposure"):
-        register_rule("max_exposure")(StaleData)
-    assert StaleData.name == "stale_data"
+@pytest.mark.parametrize(
+    ("rule", "parameters", "message"),
+    [
+        (MaxExposure, {"limit": 0.0}, "rule 'max_exposure': limit: expected > 0, was 0"),
+        (MaxExposure, {"limit": np.nan}, "limit: expected a finite number, was nan"),
+        (MaxExposure, {"limit": "1"}, "limit: expected a finite number, was '1' \\(str\\)"),
+        (MaxExposure, {"limit": True}, "limit: expected a finite number, was True \\(bool\\)"),
+        (MaxExposure, {"limit": 10**400}, "limit: expected a finite number"),
+        (PaperOnlyLeverage, {"paper": 1}, "paper: expected true or false, was 1 \\(int\\)"),
+        (PaperOnlyLeverage, {"above": -1.0}, "above: expected > 0, was -1"),
+        (MaxPositionChange, {"limit": 0}, "limit: expected > 0, was 0"),
+        (VolatilityBreaker, {"limit": np.inf}, "limit: expected a finite number, was inf"),
+        (VolatilityBreaker, {"limit": 0.0}, "limit: expected > 0, was 0"),
+        (StaleData, {"max_age_bars": -0.5}, "max_age_bars: expected >= 0, was -0.5"),
+        (MinHolding, {"bars": -1}, "bars: expected >= 0, was -1"),
+        (MinHolding, {"bars": 1.5}, "bars: expected an integer, was 1.5 \\(float\\)"),
+        (DrawdownRule, {"soft": 0.12}, "0 < soft < hard < kill < 1"),
+        (DrawdownRule, {"cooldown_bars": 0}, "cooldown_bars >= 1, was 0"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(rule, parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        rule(**parameters)
+
+
+def test_the_lowest_limits_the_configuration_allows_are_legal() -> None:
+    rules = trading_rules(
+        max_exposure=5e-324,
+        min_holding_bars=0,
+        max_position_change=0.25,
+        max_volatility=5e-324,
+        max_data_age_bars=0.0,
+        ladder=DrawdownLadder(soft=0.001, hard=0.002, kill=0.003, cooldown_bars=1),
+    )
+    assert allowed(RuleSet(rules, ActionTable()), volatility_20=0.0) == {0, 1}
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    limits = LimitsConfig()
+    assert trading_rules() == trading_rules(
+        max_exposure=limits.max_exposure,
+        paper=limits.paper,
+        ladder=DrawdownLadder(
+            soft=limits.soft_drawdown,
+            hard=limits.hard_drawdown,
+            kill=limits.kill_drawdown,
+            cooldown_bars=limits.cooldown_bars,
+        ),
+        min_holding_bars=limits.min_holding_bars,
+        max_position_change=limits.max_position_change,
+        max_volatility=limits.max_volatility,
+        max_data_age_bars=limits.max_data_age_bars,
+    )
+
+
+def test_numbers_have_one_spelling() -> None:
+    rule = MaxExposure(limit=1)
+    assert isinstance(rule.limit, float)
+    assert isinstance(MinHolding(bars=3.0).bars, int)
+    assert isinstance(MaxExposure(limit=np.float32(1.0)).limit, float)
+    assert str(StaleData(max_age_bars=-0.0).max_age_bars) == "0.0"
+
+
+# --- what rules share ----------------------------------------------------------------------------------------
+
+
+def test_what_several_rules_derive_is_computed_once_per_batch() -> None:
+    calls = []
+
+    @shared
+    def doubled(state):
+        calls.append(1)
+        return state["position"] * 2
+
+    columns = {"position": np.array([[0.5]])}
+    view = StateView(columns)
+    assert doubled(view) is doubled(view)
+    assert len(calls) == 1
+    assert doubled(StateView(columns)) is not doubled(view)
+    assert doubled(columns).tolist() == [[1.0]]  # a plain mapping is not remembered
+    assert len(calls) == 3
+
+
+def test_rules_cannot_write_into_the_state_they_share() -> None:
+    view = StateView({"position": np.zeros((1, 1))})
+    with pytest.raises(TypeError, match="item assignment"):
+        view["position"] = np.ones((1, 1))
+    assert dict(view) == {"position": np.zeros((1, 1))}
+    assert len(view) == 1
+
+
+@pytest.mark.parametrize(
+    ("position", "reductions"),
+    [
+        (0.5, [-1e-7, 0.0, 0.25, 0.5, 0.5 + 1e-7]),
+        (-0.5, [-0.5, -0.25, -2e-6, -1e-7, 0.0]),
+        (0.0, [-1e-7, 0.0]),
+        (-0.0, [-1e-7, 0.0]),
+        (np.nan, []),
+    ],
+)
+def test_a_reduction_lies_between_zero_and_the_position_within_the_tolerance(
+    position: float, reductions: list[float]
+) -> None:
+    targets = np.array([-0.75, -0.5, -0.25, -2e-6, -1e-7, 0.0, 0.25, 0.5, 0.5 + 1e-7, 0.5 + 2e-6, 0.75])
+    found = is_reduction({"position": np.array([[position]]), "target_position": targets[None, :]})
+    assert targets[found[0]].tolist() == reductions
+
+
+# --- the set of them ---------------------------------------------------------------------------------------
 
 
 def test_trading_rules_hand_every_limit_to_its_rule() -> None:
@@ -201,7 +332,7 @@ def test_trading_rules_hand_every_limit_to_its_rule() -> None:
     )
     assert rules == (
         StaleData(max_age_bars=2.5),
-        DrawdownRule(ladder=ladder),
+        DrawdownRule.of(ladder),
         VolatilityBreaker(limit=0.4),
         MaxExposure(limit=1.1),
         PaperOnlyLeverage(paper=True),

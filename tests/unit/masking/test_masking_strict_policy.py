@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
-from masking import InvalidMaskError, MissingMaskError
+from masking import InvalidMaskError, MaskingError, MissingMaskError
 from masking.strict_policy import StrictMaskablePolicy
 
 NUM_ACTIONS = 5
@@ -180,7 +180,7 @@ def test_a_rollout_buffer_with_anything_but_0_and_1_raises(model: MaskablePPO, w
 
 
 def test_an_additive_mask_of_zeros_in_the_buffer_raises_too(model: MaskablePPO) -> None:
-    with pytest.raises(InvalidMaskError, match="Hold"):
+    with pytest.raises(InvalidMaskError, match="safe action 0"):
         model.policy.evaluate_actions(
             torch.as_tensor(OBS), torch.zeros(5, dtype=torch.int64), torch.zeros(5, NUM_ACTIONS)
         )
@@ -239,3 +239,72 @@ def test_nan_logits_raise_instead_of_acting() -> None:
         policy.action_net.bias[3] = np.nan
     with pytest.raises(ValueError, match="logits"):
         policy(torch.as_tensor(OBS), False, masks_of(*[[0, 1]] * 5))
+
+
+# --- MultiDiscrete and other safe actions -----------------------------------------------------------------------------
+
+
+class Pairs(gymnasium.Env):
+    """Two choices of three, the middle one safe."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = spaces.MultiDiscrete([3, 3])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any):
+        assert self.action_masks()[[action[0], 3 + action[1]]].all()
+        return np.zeros(2, np.float32), float(action.sum()), False, True, {}
+
+    def action_masks(self) -> np.ndarray:
+        return np.array([False, True, True, True, True, False])
+
+
+def test_multi_discrete_actions_stay_in_their_masks_and_need_their_safe_action(tmp_path: Any) -> None:
+    options = {"n_steps": 32, "batch_size": 16, "device": "cpu", "seed": 0}
+    model = MaskablePPO(StrictMaskablePolicy, Pairs(), policy_kwargs={"safe_action": 1}, **options).learn(64)
+    model.save(tmp_path / "model.zip")
+    again = MaskablePPO.load(tmp_path / "model.zip", device="cpu")
+    assert again.policy.safe_action == 1
+    obs, masks = np.zeros(2, np.float32), Pairs().action_masks()
+    assert again.predict(obs, action_masks=masks, deterministic=True)[0].shape == (2,)
+    with pytest.raises(InvalidMaskError, match="safe action 1 valid in every row of dimension 0"):
+        again.predict(obs, action_masks=np.array([True, False, True, True, True, False]))
+    with pytest.raises(InvalidMaskError, match="safe action 0"):  # the default, which this environment masks
+        MaskablePPO(StrictMaskablePolicy, Pairs(), **options).learn(32)
+
+
+def test_without_a_safe_action_any_row_with_a_choice_is_accepted() -> None:
+    policy = learner().policy
+    policy.safe_action = None
+    obs = torch.as_tensor(OBS)
+    actions, _, _ = policy(obs, False, masks_of([1], [2], [3], [4], [0, 1]))
+    assert actions[:4].tolist() == [1, 2, 3, 4]
+    with pytest.raises(InvalidMaskError, match="at least one valid action"):
+        policy(obs, False, masks_of([1], [], [3], [4], [0, 1]))
+
+
+def test_dict_observations_are_combined_without_being_asked() -> None:
+    env = gymnasium.make("envs.registration:detent/Portfolio-v0")
+    options = {"n_steps": 19, "batch_size": 19, "n_epochs": 1, "device": "cpu"}
+    model = MaskablePPO(StrictMaskablePolicy, env, policy_kwargs={"safe_action": 5}, **options)
+    obs, _ = env.reset(seed=0)
+    assert model.predict(obs, action_masks=env.unwrapped.action_masks())[0].shape == (3,)
+
+
+def test_a_policy_saved_by_itself_keeps_its_safe_action(tmp_path: Any) -> None:
+    policy = StrictMaskablePolicy(Pairs.observation_space, Pairs.action_space, lambda _: 1e-3, safe_action=1)
+    policy.save(tmp_path / "policy.pt")
+    assert StrictMaskablePolicy.load(tmp_path / "policy.pt").safe_action == 1
+
+
+def test_other_action_spaces_are_refused() -> None:
+    class Continuous(MaskedIdentity):
+        action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    with pytest.raises(MaskingError, match="expected actions from 0, was Discrete"):
+        StrictMaskablePolicy(Continuous.observation_space, spaces.Discrete(3, start=2), lambda _: 1e-3)
+    with pytest.raises(MaskingError, match="action_space: expected Discrete or MultiDiscrete, was Box"):
+        StrictMaskablePolicy(Continuous.observation_space, Continuous.action_space, lambda _: 1e-3)

@@ -8,7 +8,8 @@ import torch
 from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scaler
 
 from configs.schema import RewardConfig
-from envs import InvalidActionError, TradingDynamics
+from envs import TradingDynamics
+from masking import InvalidActionError
 from mbpo import MixedVecEnv, StartBuffer, imagine_market
 
 
@@ -215,3 +216,14 @@ def test_reward_of_an_imagined_step_is_the_account_step_on_the_imagined_bar() ->
     growth = grown * (1 + drifted * np.expm1(move))
     _, rewards, _, _ = env.step(np.zeros(1, np.int64))
     assert rewards[0] == pytest.approx(np.log(growth) / 0.01, rel=1e-5)
+
+
+def test_random_walks_through_history_and_imagination_stay_valid_by_the_audit() -> None:
+    env, rng = make_env(num_envs=512), np.random.default_rng(0)
+    env.reset()
+    for step in range(300):
+        if step % 3 == 0:
+            env.rebranch()
+        masks = env.action_masks()
+        env.step(np.where(masks, rng.random(masks.shape), -1.0).argmax(axis=1))
+    assert (env.audit.executed, env.audit.invalid) == (300 * 512, 0)

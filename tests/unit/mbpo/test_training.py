@@ -161,3 +161,17 @@ def test_mixed_training_learns_to_follow_a_signal_that_tells_the_next_move() -> 
     trained = train_policy(env, config, n_steps=3, seed=0, name="test", validate=score)
     # A rise every second bar is worth 0.5 reward units; a coin flip is worth 0.
     assert trained.best_score > 0.3
+
+
+def test_training_stops_when_the_audit_finds_a_forbidden_action() -> None:
+    env = mixed()
+    env.audit.invalid = 1
+    with pytest.raises(RuntimeError, match="expected 0 executed actions that their mask forbids"):
+        train(env, scripted([1.0] * 9))
+
+
+def test_executed_actions_are_counted_and_logged() -> None:
+    logged: list[Mapping[str, float]] = []
+    train(mixed(), scripted([1.0] * 9), log=lambda metrics, _: logged.append(dict(metrics)))
+    assert logged[-1]["executed_actions"] == SMALL.total_steps
+    assert logged[-1]["invalid_actions"] == 0.0

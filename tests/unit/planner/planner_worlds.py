@@ -108,7 +108,7 @@ class PositionWorld:
 
     def step(self, state: dict[str, Any], action: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
         position = self.actions.target_of(action, state["position"])
-        return {"position": position}, position, torch.zeros_like(action, dtype=torch.bool)
+        return {**state, "position": position}, position, torch.zeros_like(action, dtype=torch.bool)
 
     def value(self, state: dict[str, Any]) -> torch.Tensor:
         return torch.zeros_like(state["position"])

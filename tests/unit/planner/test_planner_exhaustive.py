@@ -121,7 +121,8 @@ def test_point_on_a_line_walks_to_its_target_and_stays_inside_the_walls() -> Non
 
 def test_masks_are_those_of_the_imagined_position_not_of_the_first_one() -> None:
     rules = RuleSet([MaxPositionChange(limit=0.25)], ActionTable())
-    state = {"position": torch.tensor([0.0, 1.0], dtype=torch.float64)}
+    position = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    state = {"position": position, "trading_state": torch.zeros_like(position)}
     plan = exhaustive_search(PositionWorld(rules), state, horizon=3, discount=1.0)
     assert plan.sequence.tolist() == [[2, 3, 4], [6, 0, 0]]  # 0.25, 0.5, 0.75 and 1.25, held
     assert plan.value.tolist() == [1.5, 3.75]
@@ -350,7 +351,7 @@ def test_an_empty_batch_is_refused() -> None:
     ("masks", "message"),
     [
         (torch.ones(1, 2), "expected dtype bool"),
-        (torch.tensor([[False, True]]), "expected Hold"),
+        (torch.tensor([[False, True]]), "expected the safe action 0"),
         (torch.tensor([True, True]), r"expected shape \[B, 2\], was \[2\]"),
         (torch.tensor(True), r"expected shape \[B, 1\], was \[\]"),
         (torch.ones(1, 0, dtype=torch.bool), r"expected shape \[B, 1\], was \[1, 0\]"),
@@ -366,7 +367,7 @@ def test_masks_of_the_first_state_are_validated(masks: torch.Tensor, message: st
 @pytest.mark.parametrize(
     ("later", "message"),
     [
-        (torch.tensor([[True, True], [False, True]]), "expected Hold"),
+        (torch.tensor([[True, True], [False, True]]), "expected the safe action 0"),
         (torch.ones(2, 3, dtype=torch.bool), r"expected shape \[2, 2\], was \[2, 3\]"),
         (torch.ones(1, 2, dtype=torch.bool), r"expected shape \[2, 2\], was \[1, 2\]"),
         (torch.ones(2, 2), "expected dtype bool"),

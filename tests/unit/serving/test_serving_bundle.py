@@ -39,7 +39,7 @@ def test_bundle_opens_and_tells_what_it_is(bundle, bundle_info):
     assert bundle.hash == bundle_info.hash
     assert open_bundle(bundle_info.path, expected_hash=bundle_info.hash).hash == bundle_info.hash
     assert bundle.manifest.provenance.seeds == {"run": 7}
-    assert bundle.manifest.limits["drawdown_ladder"]["ladder"]["hard"] == 0.12
+    assert bundle.manifest.limits["drawdown_ladder"]["hard"] == 0.12
     assert bundle.rule_columns["position"] == 4
     assert len(bundle.golden.state) == 64
     assert bundle.golden.expected.fallback.tolist() == [False] * 63 + [True]
@@ -172,7 +172,7 @@ def test_limits_in_the_manifest_must_be_those_of_the_rules(bundle_path, tmp_path
 def test_unknown_rule_is_refused_with_a_hint(bundle_path, tmp_path):
     raw = json.loads((bundle_path / "rules.json").read_text())
     raw["rules"][0]["name"] = "my_own_rule"
-    with pytest.raises(BundleFormatError, match=r"my_own_rule.*must be imported first"):
+    with pytest.raises(BundleFormatError, match=r"my_own_rule.*--rule-module"):
         open_bundle(repack(bundle_path, tmp_path / "a", {"rules.json": json.dumps(raw).encode()}))
 
 

@@ -1,0 +1,59 @@
+"""Benchmarks on the command line: what is asked for is checked first, and what was measured is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from benchmarks import learned_masks
+from pipeline.cli import app
+
+BENCHMARKS = (("latency", "--bundle", "none"), ("masks",), ("joint-limits",), ("learned-masks",))
+
+
+def bench(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["bench", *(str(argument) for argument in arguments)])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_learned_masks_in_smoke_keep_their_promise_on_any_seed(tmp_path: Path, seed: int) -> None:
+    report = tmp_path / "reports" / "masks.json"
+    result = bench("learned-masks", "--smoke", "--seed", str(seed), "--json", report)
+    assert result.exit_code == 0, result.output
+    written = json.loads(report.read_text())
+    assert [world["world"] for world in written["worlds"]] == ["trading sp500", "masked_cartpole"]
+    assert written["refused"] == {}
+
+
+def test_a_promise_that_cannot_be_made_is_a_missed_goal_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned_masks, "SMOKE_BUTTONS", 10)  # more than so few episodes can vouch for
+    result = bench("learned-masks", "--smoke", "--seed", "0", "--json", tmp_path / "masks.json")
+    assert result.exit_code == 1, result.output
+    assert "masked_cartpole: learned masks: expected a false-valid rate of at most 0.02" in result.stderr
+    assert "Traceback" not in result.output
+    assert "trading sp500" in result.stdout
+    written = json.loads((tmp_path / "masks.json").read_text())
+    assert [world["world"] for world in written["worlds"]] == ["trading sp500"]
+    assert list(written["refused"]) == ["masked_cartpole"]
+
+
+def test_a_negative_seed_is_wrong_usage() -> None:
+    assert bench("learned-masks", "--smoke", "--seed", "-1").exit_code == 2
+
+
+@pytest.mark.parametrize("command", BENCHMARKS, ids=lambda command: command[0])
+def test_a_report_that_could_not_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path, message in ((tmp_path, "was the directory"), (tmp_path / "file" / "report.json", "Not a directory")):
+        result = bench(*command, "--json", path)
+        assert result.exit_code == 78, result.output
+        assert result.stderr.startswith("ConfigError: --json: expected a file")
+        assert message in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
