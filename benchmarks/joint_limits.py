@@ -12,12 +12,10 @@ On the portfolio of three assets with eleven trades each, strict variant (limits
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -382,16 +380,6 @@ def _judged(
     )
 
 
-def main() -> None:
-    """Measure and write the report: `python -m benchmarks.joint_limits OUT [--smoke]`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="JSON file to write")
-    parser.add_argument("--smoke", action="store_true", help="small counts: does it run at all?")
-    arguments = parser.parse_args()
-    report = measure_joint_limits(**SMOKE) if arguments.smoke else measure_joint_limits()
-    report.write_json(arguments.out)
-
-
 SMOKE: dict[str, Any] = {
     "actions": 2_000,
     "batch": 64,
@@ -402,6 +390,3 @@ SMOKE: dict[str, Any] = {
     "episodes": 100,
 }
 """Counts that answer nothing but run everything."""
-
-if __name__ == "__main__":
-    main()

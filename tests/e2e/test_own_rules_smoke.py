@@ -7,30 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+from own_rule import CALM_ENTRIES
 from smoke_runs import SmokeRun, detent, smoke_run
-
-RULE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from masking import is_reduction, register_rule
-
-
-@register_rule("calm_entries")
-@dataclass(frozen=True, kw_only=True)
-class CalmEntries:
-    fields: ClassVar[tuple[str, ...]] = ("volatility_5", "position")
-    limit: float = 0.4
-
-    def __call__(self, state):
-        return (state["volatility_5"] < self.limit) | is_reduction(state)
-"""
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmokeRun:
     (tmp_path / "rules").mkdir()
-    (tmp_path / "rules" / "house_rules.py").write_text(RULE)
+    (tmp_path / "rules" / "house_rules.py").write_text(CALM_ENTRIES)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "rules"), prepend=os.pathsep)
     rules = ("--set", "limits.rule_modules=[house_rules]", "--set", "limits.extra_rules=[calm_entries]")
     return smoke_run(tmp_path / "var", *rules)
@@ -54,11 +38,11 @@ def test_a_rule_of_ones_own_reaches_the_bundle_and_stays_with_its_source(run: Sm
     assert json.loads(walked.stdout)["metrics"]["bundle"]["invalid_actions"] == 0
 
     export = ("export", tmp_path / "again", "--workdir", run.workdir, "--json")
-    (tmp_path / "rules" / "house_rules.py").write_text(RULE.replace("< self.limit", "< 2 * self.limit"))
+    (tmp_path / "rules" / "house_rules.py").write_text(CALM_ENTRIES.replace("< self.limit", "< 2 * self.limit"))
     edited = detent(*export, cwd=tmp_path)
     assert edited.returncode == 78
     assert "expected the source of 'house_rules' that the run was trained under" in edited.stderr
-    (tmp_path / "rules" / "house_rules.py").write_text(RULE)
+    (tmp_path / "rules" / "house_rules.py").write_text(CALM_ENTRIES)
     exported = detent(*export, cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["bundle_hash"] == run.result["bundle_hash"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_rule import CALM_ENTRIES
 from typer.testing import CliRunner, Result
 
 from configs import load_config
@@ -17,22 +18,6 @@ from masking import RULES
 from pipeline.cli import app
 
 RUNNER = CliRunner()
-MODULE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from masking import is_reduction, register_rule
-
-
-@register_rule("calm_entries")
-@dataclass(frozen=True, kw_only=True)
-class CalmEntries:
-    fields: ClassVar[tuple[str, ...]] = ("volatility_5", "position")
-    limit: float = 0.4
-
-    def __call__(self, state):
-        return (state["volatility_5"] < self.limit) | is_reduction(state)
-"""
 SETTINGS = ("--set", "limits.rule_modules=[own_rules]", "--set", "limits.extra_rules=[{calm_entries: {limit: 0.3}}]")
 
 
@@ -43,7 +28,7 @@ def detent(*arguments: str | Path) -> Result:
 @pytest.fixture
 def own_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "own_rules.py"
-    path.write_text(MODULE)
+    path.write_text(CALM_ENTRIES)
     monkeypatch.syspath_prepend(tmp_path)
     before = dict(RULES)
     yield path
@@ -64,7 +49,9 @@ def test_rules_are_listed_with_their_parameters(own_rules: Path) -> None:
 
 
 def test_what_an_author_wrote_is_shown_as_written(own_rules: Path) -> None:
-    text = MODULE.replace("    fields: ", '    """Calm [/] and [bold] entries.\n\n    Not shown."""\n\n    fields: ')
+    text = CALM_ENTRIES.replace(
+        "    fields: ", '    """Calm [/] and [bold] entries.\n\n    Not shown."""\n\n    fields: '
+    )
     own_rules.write_text(
         text.replace("limit: float = 0.4", 'limit: float = 0.4\n    names: tuple[str, ...] = ("[/]",)')
     )
@@ -108,7 +95,7 @@ def test_a_rule_set_is_checked_and_spelled_out(own_rules: Path, tmp_path: Path) 
 
 def test_a_rule_that_does_not_conform_is_exit_code_78(own_rules: Path, tmp_path: Path) -> None:
     own_rules.write_text(
-        MODULE.replace('(state["volatility_5"] < self.limit)', '~(state["volatility_5"] > self.limit)')
+        CALM_ENTRIES.replace('(state["volatility_5"] < self.limit)', '~(state["volatility_5"] > self.limit)')
     )
     path = tmp_path / "rules.yaml"
     path.write_text("modules: [own_rules]\nrules: [calm_entries]\n")
@@ -151,7 +138,7 @@ def test_the_code_of_a_users_rule_is_part_of_the_run_key(own_rules: Path) -> Non
         return str(json.loads(result.stdout)["run_key"])
 
     plain, with_rule = key(), key(*SETTINGS)
-    own_rules.write_text(MODULE + "\n# another thought\n")
+    own_rules.write_text(CALM_ENTRIES + "\n# another thought\n")
     edited = key(*SETTINGS)
     assert len({plain, with_rule, edited}) == 3
     assert key() == plain
@@ -161,7 +148,7 @@ def test_the_code_of_a_users_rule_is_part_of_the_run_key(own_rules: Path) -> Non
 def test_a_rule_that_judges_a_batch_otherwise_than_a_row_is_refused_before_anything_is_trained(
     own_rules: Path, tmp_path: Path, extra: tuple[str, ...]
 ) -> None:
-    own_rules.write_text(MODULE.replace("< self.limit", '<= state["volatility_5"].mean()'))
+    own_rules.write_text(CALM_ENTRIES.replace("< self.limit", '<= state["volatility_5"].mean()'))
     settings = ("--set", "limits.rule_modules=[own_rules]", "--set", "limits.extra_rules=[calm_entries]")
     result = detent("retrain", "--profile", "smoke", "--workdir", tmp_path / "var", "--quiet", *settings, *extra)
     assert result.exit_code == 78, result.output
@@ -171,7 +158,7 @@ def test_a_rule_that_judges_a_batch_otherwise_than_a_row_is_refused_before_anyth
 
 
 def test_a_rule_that_reads_an_unknown_column_is_refused_with_those_there_are(own_rules: Path) -> None:
-    own_rules.write_text(MODULE.replace("volatility_5", "volatility_7"))
+    own_rules.write_text(CALM_ENTRIES.replace("volatility_5", "volatility_7"))
     result = plan(*SETTINGS)
     assert result.exit_code == 78
     message = (

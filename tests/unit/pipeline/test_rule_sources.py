@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_rule import CALM_ENTRIES
 
 from configs import ConfigError, load_config, resolved_yaml
 from masking import RULES, trading_rules
@@ -19,23 +20,6 @@ from pipeline.inputs import load_inputs
 from pipeline.provenance import rule_sources
 from world_model import ModelFileError
 
-RULE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-from masking import is_reduction, register_rule
-
-
-@register_rule("calm_entries")
-@dataclass(frozen=True, kw_only=True)
-class CalmEntries:
-    fields: ClassVar[tuple[str, ...]] = ("volatility_5", "position")
-    limit: float = 0.4
-
-    def __call__(self, state):
-        return (state["volatility_5"] < self.limit) | is_reduction(state)
-"""
-
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -43,7 +27,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "house_rules"
     folder.mkdir()
     (folder / "__init__.py").write_text("import house_rules.entries\n")
-    (folder / "entries.py").write_text(RULE)
+    (folder / "entries.py").write_text(CALM_ENTRIES)
     monkeypatch.syspath_prepend(tmp_path)
     before, modules = dict(RULES), set(sys.modules)
     yield folder
@@ -91,7 +75,7 @@ def test_equal_source_has_an_equal_hash_wherever_it_lies(package: Path, tmp_path
 def test_the_module_of_a_rule_counts_though_the_config_names_another(package: Path) -> None:
     (package.parent / "loose_rules.py").write_text("import house_rules.entries\n")
     before = sources("loose_rules")
-    (package / "entries.py").write_text(RULE + "# another thought\n")
+    (package / "entries.py").write_text(CALM_ENTRIES + "# another thought\n")
     after = sources("loose_rules")
     assert before["loose_rules"] == after["loose_rules"]
     assert before["house_rules.entries"] != after["house_rules.entries"]
@@ -99,7 +83,7 @@ def test_the_module_of_a_rule_counts_though_the_config_names_another(package: Pa
 
 def test_a_class_that_a_rule_inherits_from_counts(package: Path) -> None:
     (package.parent / "base_rules.py").write_text("class Base:\n    pass\n")
-    inherits = RULE.replace("class CalmEntries:", "class CalmEntries(Base):")
+    inherits = CALM_ENTRIES.replace("class CalmEntries:", "class CalmEntries(Base):")
     (package / "entries.py").write_text("from base_rules import Base\n" + inherits)
     assert sorted(sources("house_rules.entries")) == ["base_rules", "house_rules.entries"]
 
@@ -111,7 +95,7 @@ def test_the_projects_own_rules_leave_it_to_the_code_hash() -> None:
 def test_a_folder_without_init_counts_as_a_whole(package: Path) -> None:
     (package / "__init__.py").unlink()
     before = sources("house_rules")
-    (package / "entries.py").write_text(RULE + "# another thought\n")
+    (package / "entries.py").write_text(CALM_ENTRIES + "# another thought\n")
     assert sources("house_rules") != before
 
 
@@ -143,7 +127,7 @@ def test_a_run_is_not_exported_under_edited_rules(package: Path, workdir: Path) 
     finished_run(workdir)
     with pytest.raises(ModelFileError):  # equal source: on to the networks, which this run has not
         export_run(workdir, "abc", workdir / "bundle")
-    (package / "entries.py").write_text(RULE.replace("< self.limit", "> self.limit"))
+    (package / "entries.py").write_text(CALM_ENTRIES.replace("< self.limit", "> self.limit"))
     with pytest.raises(ConfigError, match=r"abc: expected the source of 'house_rules' .*\(\w{12}\), was \w{12};"):
         export_run(workdir, "abc", workdir / "bundle")
     assert not (workdir / "bundle").exists()
