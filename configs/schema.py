@@ -6,24 +6,12 @@ Fractions are plain numbers (0.08 is 8 %), one basis point is 1e-4, and a *bar* 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-# Judged with the rules at hand, whose errors name rule and parameter; editors get the outline.
-RuleEntry = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "maxProperties": 1}]})]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, field docstrings become the schema's text."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
+from configs.evaluation import EvaluationConfig
+from configs.section import Count, Fraction, NonNegative, Positive, PPOConfig, RuleEntry, Section
 
 
 class SourceConfig(Section):
@@ -110,6 +98,9 @@ class AccountConfig(Section):
     """Commission per traded notional, basis points."""
     slippage_bps: NonNegative = 2.0
     """Slippage per traded notional, basis points; execution is at the next bar's open."""
+    spread_share: Fraction = 0.0
+    """Share of the `spread` feature of the bar traded in that is paid per traded notional: 0.5 crosses half of a quoted
+    spread. 0 where the spread is only estimated, as from daily highs and lows."""
 
     @property
     def cost_rate(self) -> float:
@@ -181,35 +172,6 @@ class WorldModelConfig(Section):
         return self
 
 
-class PPOConfig(Section):
-    """Masked PPO (sb3-contrib MaskablePPO); both policies use the same section type."""
-
-    total_steps: Count = 600_000
-    """Environment steps; for MBPO real and imagined together."""
-    num_envs: Count = 64
-    """Rows stepped at once."""
-    n_steps: Count = 64
-    """Steps per row between updates; MBPO uses its rollout length instead."""
-    batch_size: Count = 1024
-    """Rows per minibatch."""
-    n_epochs: Count = 5
-    """Passes over each rollout."""
-    learning_rate: Positive = 2e-4
-    """Adam step size."""
-    gamma: Fraction = 0.99
-    """Discount per bar."""
-    gae_lambda: Fraction = 0.95
-    """Lambda of generalised advantage estimation."""
-    ent_coef: NonNegative = 0.01
-    """Entropy bonus over the valid actions."""
-    clip_range: Positive = 0.2
-    """PPO ratio clip."""
-    net_arch: tuple[Count, ...] = (64, 64)
-    """Hidden widths of policy and value network."""
-    validations: Count = 10
-    """Times the policy is scored on the validation window; the best snapshot is kept."""
-
-
 class MBPOConfig(Section):
     """Short masked imagined rollouts mixed with real rows (MBPO arXiv:1906.08253, MOPO arXiv:2005.13239)."""
 
@@ -222,13 +184,6 @@ class MBPOConfig(Section):
     branch_pool: Count = 32_768
     """Imagined market branches generated once per fit and reused by every policy update."""
     ppo: PPOConfig = PPOConfig(num_envs=2048, n_steps=3, batch_size=3072, n_epochs=3)
-
-
-class EvaluationConfig(Section):
-    """Backtests that are reported."""
-
-    random_seeds: Count = 20
-    """Random-valid runs that are averaged."""
 
 
 class ExportConfig(Section):

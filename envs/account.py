@@ -71,6 +71,8 @@ class AccountRules:
 
     cost_rate: float = 3e-4
     """Commission and slippage per traded notional of 1."""
+    spread_share: float = 0.0
+    """Share of the quoted spread of the bar traded in that is paid on top."""
     ladder: DrawdownLadder = field(default_factory=DrawdownLadder)
     actions: ActionTable = field(default_factory=ActionTable)
 
@@ -85,7 +87,7 @@ def initial_account(batch: int, xp: Any, *, dtype: Any, device: Any = None) -> A
 
 
 def account_step(
-    account: Account, action: Any, gap_return: Any, intraday_return: Any, rules: AccountRules
+    account: Account, action: Any, gap_return: Any, intraday_return: Any, rules: AccountRules, spread: Any = None
 ) -> tuple[Account, StepOutcome]:
     """Carry the account from one close to the next.
 
@@ -96,7 +98,9 @@ def account_step(
     equity before the cost, an error of second order in the cost. A move that would take equity to zero leaves `RUIN`
     of it and no position, as a broker's liquidation does.
 
-    Args: account [B]; action [B] integer; gap_return, intraday_return [B], log returns of the next bar.
+    Args: account [B]; action [B] integer; gap_return, intraday_return [B], log returns of the next bar; spread [B],
+        its quoted spread as a fraction of price, needed where `rules.spread_share` is not 0. A spread below zero, which
+        only a model can imagine, costs nothing.
     Returns: next account and what happened. A NaN return gives NaN equity and latches the kill switch.
     """
     xp = array_api_compat.array_namespace(account.equity)
@@ -112,6 +116,8 @@ def account_step(
     target = xp.where(halted, zero, xp.where(grows, held, target))
     traded = xp.abs(target - held)
     cost = traded * rules.cost_rate
+    if rules.spread_share:
+        cost = cost + traded * rules.spread_share * xp.where(spread > 0, spread, zero)
     kept = 1 - cost
     equity = equity * xp.where(kept < RUIN, xp.ones_like(kept) * RUIN, kept)
 

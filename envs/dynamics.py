@@ -72,9 +72,10 @@ class TradingDynamics:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"feature_names: expected names that occur once in the state row, repeated {repeated}")
-        missing = sorted({"gap_return", "intraday_return"} - set(self.feature_names))
+        needed = {"gap_return", "intraday_return"} | ({"spread"} if self.account_rules.spread_share else set())
+        missing = sorted(needed - set(self.feature_names))
         if missing:
-            raise ValueError(f"feature_names: expected gap_return and intraday_return, missing {missing}")
+            raise ValueError(f"feature_names: expected {', '.join(sorted(needed))}, missing {missing}")
         for rule in self.rule_set.rules:
             for name in rule.fields:
                 if name not in names:
@@ -113,7 +114,12 @@ class TradingDynamics:
             max_data_age_bars=limits.max_data_age_bars,
         )
         reward_function(config.reward.name)
-        account_rules = AccountRules(cost_rate=config.account.cost_rate, ladder=ladder, actions=actions)
+        account_rules = AccountRules(
+            cost_rate=config.account.cost_rate,
+            spread_share=config.account.spread_share,
+            ladder=ladder,
+            actions=actions,
+        )
         dynamics = cls(tuple(feature_names), account_rules, RuleSet(rules, actions), config.reward)
         import_rule_modules(limits.rule_modules, origin="limits.rule_modules")
         extra = parse_rule_set({"rules": limits.extra_rules}, origin="limits.extra_rules").rules
@@ -220,7 +226,8 @@ class TradingDynamics:
         _check_width("next_features", next_features, len(self.feature_names))
         gap = next_features[:, self.feature_names.index("gap_return")]
         intraday = next_features[:, self.feature_names.index("intraday_return")]
-        account, outcome = account_step(account, action, gap, intraday, self.account_rules)
+        spread = next_features[:, self.feature_names.index("spread")] if self.account_rules.spread_share else None
+        account, outcome = account_step(account, action, gap, intraday, self.account_rules, spread)
         return account, outcome, reward_function(self.reward.name)(outcome, self.reward)
 
 

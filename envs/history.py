@@ -23,13 +23,13 @@ class Step(NamedTuple):
 
 
 class HistoryBatch:
-    """B independent walks over one table of feature rows, in float64.
+    """B independent walks over feature rows, in float64.
 
     Args:
         dynamics: the known part of trading.
-        features: [T, M] raw feature rows, T >= 2.
-        uncertainty: [T] ensemble disagreement per row, or None for zeros.
-        batch: B.
+        features: [T, M] raw feature rows, T >= 2, or [P, T, M] of P markets on one clock.
+        uncertainty: [T] or [P, T] ensemble disagreement per row, or None for zeros.
+        batch: B; walk b is on market b % P.
         episode_bars: bars after which a walk is truncated; None walks to the end of history.
     """
 
@@ -42,20 +42,28 @@ class HistoryBatch:
         batch: int,
         episode_bars: int | None = None,
     ) -> None:
-        if features.ndim != 2 or features.shape[0] < 2 or features.shape[1] != len(dynamics.feature_names):
-            raise ValueError(f"features: expected [T >= 2, {len(dynamics.feature_names)}], was {list(features.shape)}")
+        width = len(dynamics.feature_names)
+        if (
+            features.ndim not in (2, 3)
+            or not features.shape[0]
+            or features.shape[-2] < 2
+            or features.shape[-1] != width
+        ):
+            raise ValueError(f"features: expected [T >= 2, {width}] or [P, T, {width}], was {list(features.shape)}")
         if not np.isfinite(features).all():
             raise ValueError("features: expected finite values, found NaN or infinity")
         if episode_bars is not None and not episode_bars >= 1:
             raise ValueError(f"episode_bars: expected >= 1 or None, was {episode_bars}")
-        if uncertainty is not None and uncertainty.shape != (len(features),):
-            raise ValueError(f"uncertainty: expected [{len(features)}], was {list(uncertainty.shape)}")
+        if uncertainty is not None and uncertainty.shape != features.shape[:-1]:
+            raise ValueError(f"uncertainty: expected {list(features.shape[:-1])}, was {list(uncertainty.shape)}")
         if uncertainty is not None and not np.isfinite(uncertainty).all():
             raise ValueError("uncertainty: expected finite values, found NaN or infinity")
         self.dynamics = dynamics
-        self.features = np.asarray(features, dtype=np.float64)
-        self.uncertainty = np.zeros(len(features)) if uncertainty is None else np.asarray(uncertainty, np.float64)
+        self.features = np.asarray(features, dtype=np.float64).reshape(-1, *features.shape[-2:])
+        disagreement = np.zeros(features.shape[:-1]) if uncertainty is None else np.asarray(uncertainty, np.float64)
+        self.uncertainty = disagreement.reshape(self.features.shape[:2])
         self.batch = batch
+        self.market = np.arange(batch) % len(self.features)
         self.episode_bars = episode_bars
         self.time = np.zeros(batch, dtype=np.int64)
         self.age = np.zeros(batch, dtype=np.int64)
@@ -65,7 +73,7 @@ class HistoryBatch:
     @property
     def last_row(self) -> int:
         """Index of the last feature row, on which no decision is made."""
-        return len(self.features) - 1
+        return self.features.shape[1] - 1
 
     def restart(self, rows: np.ndarray, time: np.ndarray) -> None:
         """Begin new walks: `rows` indexes the batch, `time` gives their first feature row, before the last one."""
@@ -93,7 +101,7 @@ class HistoryBatch:
             rows = np.flatnonzero(self.time >= self.last_row).tolist()
             raise ValueError(f"walks {rows}: expected a restart at the end of history, was another step")
         time = self.time + 1
-        account, outcome, reward = self.dynamics.step(self.account, actions, self.features[time])
+        account, outcome, reward = self.dynamics.step(self.account, actions, self.features[self.market, time])
         self.time, self.age, self.account = time, self.age + 1, account
         terminated = self.account.killed > 0
         truncated = self.time >= self.last_row
@@ -104,6 +112,6 @@ class HistoryBatch:
 
     def _refresh(self) -> None:
         self.state: np.ndarray = self.dynamics.state_row(
-            self.features[self.time], self.account, self.uncertainty[self.time]
+            self.features[self.market, self.time], self.account, self.uncertainty[self.market, self.time]
         )
         self.action_masks: np.ndarray = self.dynamics.action_masks(self.state)

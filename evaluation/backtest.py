@@ -132,21 +132,25 @@ def backtest(
     policy: Policy,
     uncertainty: NDArray[np.floating] | None = None,
     *,
-    batch: int = 1,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> BacktestResult:
     """Drive `batch` accounts from the first feature row to the last, without an episode limit.
 
     All start flat with equity 1. A killed account is flattened at the next open and stays flat to the end, so every
-    path has the same length. More than one path is of use only for a policy that draws at random.
+    path has the same length.
 
-    Args: features [T, M] raw units; timestamps [T], anything NumPy reads as UTC times, e.g. a `DatetimeIndex`;
-        uncertainty [T] ensemble disagreement, zero when None; progress is called after every bar.
+    Args: features [T, M] raw units, or [P, T, M] of P markets on one clock; timestamps [T], anything NumPy reads as
+        UTC times, e.g. a `DatetimeIndex`; uncertainty [T] or [P, T] ensemble disagreement, zero when None; batch, one
+        path per market when None; path b walks market b % P, so more of them are of use only for a policy that draws
+        at random; progress is called after every bar.
     Raises: InvalidActionError naming policy and bar if the policy chooses a forbidden action; ValueError on shape,
         non-finite features or timestamps that do not ascend.
     """
-    walk = HistoryBatch(dynamics, np.asarray(features), uncertainty, batch=batch)
-    closes = _closes(timestamps, len(walk.features))
+    features = np.asarray(features)
+    batch = batch or (len(features) if features.ndim == 3 else 1)
+    walk = HistoryBatch(dynamics, features, uncertainty, batch=batch)
+    closes = _closes(timestamps, walk.last_row + 1)
     bars = walk.last_row
     rule_fields = dynamics.rule_set.fields
     rule_columns = [dynamics.state_names.index(name) for name in rule_fields]

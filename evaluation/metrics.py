@@ -7,7 +7,6 @@ repairs its input. Letters: n bars of one path, B paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,12 +30,19 @@ def sharpe_ratio(returns: ArrayLike, bars_per_year: float) -> float:
         ratio exists.
     Raises: ValueError on fewer than two bars.
     """
-    values = _path("returns", returns, at_least=2)
-    if not np.any(values):
-        return 0.0
-    if np.ptp(values) <= SAME * np.abs(values).max():
-        return math.nan
-    return float(values.mean() / values.std(ddof=1) * math.sqrt(_positive(bars_per_year)))
+    return float(_sharpe(_path("returns", returns, at_least=2), _positive(bars_per_year)))
+
+
+def sortino_ratio(returns: ArrayLike, bars_per_year: float) -> float:
+    """Annualised Sortino ratio: `mean / sqrt(mean(min(r, 0)^2)) * sqrt(bars_per_year)`, dimensionless.
+
+    Downside deviation against zero, over all bars and not only the losing ones (Sortino and Price 1994): an account
+    that loses rarely must not look as risky as one that loses often.
+
+    Args: returns [n >= 1], simple return per bar.
+    Returns: 0.0 where every return is zero; NaN where bars gained and none lost, since no ratio exists.
+    """
+    return float(_sortino(_path("returns", returns), _positive(bars_per_year)))
 
 
 def annual_return(log_returns: ArrayLike, bars_per_year: float) -> float:
@@ -44,9 +50,7 @@ def annual_return(log_returns: ArrayLike, bars_per_year: float) -> float:
 
     Infinite where a few huge bars annualise beyond what a float holds. Args: log_returns [n >= 1].
     """
-    values = _path("log_returns", log_returns)
-    with np.errstate(over="ignore"):
-        return float(np.expm1(values.sum() * _positive(bars_per_year) / len(values)))
+    return float(_growth(_path("log_returns", log_returns), _positive(bars_per_year)))
 
 
 def annual_volatility(returns: ArrayLike, bars_per_year: float) -> float:
@@ -54,7 +58,7 @@ def annual_volatility(returns: ArrayLike, bars_per_year: float) -> float:
 
     Args: returns [n >= 2]. Raises: ValueError on fewer than two bars.
     """
-    return float(_path("returns", returns, at_least=2).std(ddof=1) * math.sqrt(_positive(bars_per_year)))
+    return float(_volatility(_path("returns", returns, at_least=2), _positive(bars_per_year)))
 
 
 def max_drawdown(equity: ArrayLike) -> float:
@@ -62,8 +66,18 @@ def max_drawdown(equity: ArrayLike) -> float:
 
     Args: equity [n + 1 >= 1], the start first.
     """
-    values = _path("equity", equity)
-    return float((1.0 - values / np.maximum.accumulate(values)).max())
+    return float(_drawdown(_path("equity", equity)))
+
+
+def calmar_ratio(log_returns: ArrayLike, bars_per_year: float) -> float:
+    """Annual return over maximum drawdown, dimensionless (Young 1991, there over the last three years).
+
+    Args: log_returns [n >= 1], log growth of equity per bar.
+    Returns: 0.0 where every return is zero; NaN where equity never fell below a peak, since no ratio exists.
+    """
+    values = _path("log_returns", log_returns)
+    equity = np.exp(np.concatenate(([0.0], np.cumsum(values))))
+    return float(_calmar(_growth(values, _positive(bars_per_year)), _drawdown(equity)))
 
 
 def kill_switch_rate(killed: ArrayLike) -> float:
@@ -90,7 +104,7 @@ def cost_paid(cost: ArrayLike) -> float:
     Without costs the same trades would have ended at `equity / (1 - cost_paid)`. Args: cost [n >= 1], fraction of
     equity per bar.
     """
-    return float(1.0 - np.prod(1.0 - _path("cost", cost)))
+    return float(_cost(_path("cost", cost)))
 
 
 def time_in_state(trading_state: ArrayLike, state: TradingState) -> float:
@@ -103,11 +117,36 @@ def hit_rate(returns: ArrayLike) -> float:
 
     NaN where no bar won or lost, or where a return is NaN. Args: returns [n >= 1].
     """
-    values = _path("returns", returns)
-    moved = np.count_nonzero(values)
-    if moved == 0 or np.isnan(values).any():
-        return math.nan
-    return float(np.count_nonzero(values > 0) / moved)
+    return float(_hits(_path("returns", returns)))
+
+
+def metrics_by_path(result: BacktestResult, bars_per_year: float) -> dict[str, NDArray[np.float64]]:
+    """Every metric of every path: name -> [B], names and units as in `PolicyMetrics`; `killed` is 0 or 1.
+
+    Raises: ValueError on fewer than two bars.
+    """
+    bars_per_year = _positive(bars_per_year)
+    if len(result.log_returns) < 2:
+        raise ValueError(f"log_returns: expected at least 2 bars, was {len(result.log_returns)}")
+    simple = np.expm1(result.log_returns)
+    growth, drawdown = _growth(result.log_returns, bars_per_year), _drawdown(result.equity)
+    # The first close comes before any decision and says nothing about the policy.
+    position, trading_state = result.position[1:], result.trading_state[1:]
+    return {
+        "sharpe": _sharpe(simple, bars_per_year),
+        "sortino": _sortino(simple, bars_per_year),
+        "calmar": _calmar(growth, drawdown),
+        "annual_return": growth,
+        "annual_volatility": _volatility(simple, bars_per_year),
+        "max_drawdown": drawdown,
+        "turnover_per_year": result.turnover.mean(axis=0) * bars_per_year,
+        "exposure": np.abs(position).mean(axis=0),
+        "cost_paid": _cost(result.cost),
+        "hit_rate": _hits(simple),
+        **{f"time_{state.name.lower()}": (trading_state == state.value).mean(axis=0) for state in TradingState},
+        "killed": result.killed.astype(np.float64),
+        "reward_per_bar": result.reward.mean(axis=0, dtype=np.float64),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +162,10 @@ class PolicyMetrics:
     paths: int
     sharpe: float
     """Annualised, of simple returns."""
+    sortino: float
+    """Annualised, of simple returns."""
+    calmar: float
+    """Annual return over maximum drawdown."""
     annual_return: float
     """Fraction per year, compounded."""
     annual_volatility: float
@@ -165,38 +208,70 @@ def evaluate(result: BacktestResult, bars_per_year: float) -> PolicyMetrics:
 
     Raises: ValueError on fewer than two bars.
     """
-    simple = np.expm1(result.log_returns)
-    drawdowns = _each(max_drawdown, result.equity)
-    # The first close comes before any decision and says nothing about the policy.
-    position, trading_state = result.position[1:], result.trading_state[1:]
+    by_path = metrics_by_path(result, bars_per_year)
+    averages = {name: float(values.mean()) for name, values in by_path.items() if name != "killed"}
     return PolicyMetrics(
         policy=result.policy,
-        bars=simple.shape[0],
-        paths=simple.shape[1],
-        sharpe=_mean(lambda path: sharpe_ratio(path, bars_per_year), simple),
-        annual_return=_mean(lambda path: annual_return(path, bars_per_year), result.log_returns),
-        annual_volatility=_mean(lambda path: annual_volatility(path, bars_per_year), simple),
-        max_drawdown=float(drawdowns.mean()),
-        worst_drawdown=float(drawdowns.max()),
-        kill_switch_rate=kill_switch_rate(result.killed),
-        turnover_per_year=_mean(lambda path: turnover_per_year(path, bars_per_year), result.turnover),
-        exposure=_mean(mean_exposure, position),
-        cost_paid=_mean(cost_paid, result.cost),
-        hit_rate=_mean(hit_rate, simple),
-        time_active=_mean(lambda codes: time_in_state(codes, TradingState.ACTIVE), trading_state),
-        time_reduce_only=_mean(lambda codes: time_in_state(codes, TradingState.REDUCE_ONLY), trading_state),
-        time_halted=_mean(lambda codes: time_in_state(codes, TradingState.HALTED), trading_state),
-        reward_per_bar=float(result.reward.mean()),
+        bars=result.log_returns.shape[0],
+        paths=result.log_returns.shape[1],
+        worst_drawdown=float(by_path["max_drawdown"].max()),
+        kill_switch_rate=float(by_path["killed"].mean()),
         invalid_actions=result.invalid_actions,
+        **averages,
     )
 
 
-def _each(metric: Callable[[NDArray[Any]], float], columns: NDArray[Any]) -> NDArray[np.float64]:
-    return np.array([metric(columns[:, path]) for path in range(columns.shape[1])])
+# The formulas, over the first axis: [n, ...] -> [...]. One path and many share them.
 
 
-def _mean(metric: Callable[[NDArray[Any]], float], columns: NDArray[Any]) -> float:
-    return float(_each(metric, columns).mean())
+def _sharpe(returns: NDArray[Any], bars_per_year: float) -> NDArray[np.float64]:
+    size = np.abs(returns).max(axis=0)
+    ratio = _ratio(returns.mean(axis=0), returns.std(axis=0, ddof=1), np.ptp(returns, axis=0) > SAME * size, size)
+    return ratio * math.sqrt(bars_per_year)
+
+
+def _sortino(returns: NDArray[Any], bars_per_year: float) -> NDArray[np.float64]:
+    size, losses = np.abs(returns).max(axis=0), np.minimum(returns, 0.0)
+    deviation = np.sqrt((losses**2).mean(axis=0))
+    return _ratio(returns.mean(axis=0), deviation, -losses.min(axis=0) > SAME * size, size) * math.sqrt(bars_per_year)
+
+
+def _calmar(growth: NDArray[Any], drawdown: NDArray[Any]) -> NDArray[np.float64]:
+    return _ratio(growth, drawdown, drawdown > SAME, np.maximum(np.abs(growth), drawdown))
+
+
+# gain / risk where something was at risk, 0 where nothing ever moved, NaN elsewhere.
+def _ratio(gain: Any, risk: Any, is_risky: Any, size: Any) -> NDArray[np.float64]:
+    quotient = np.full(np.shape(gain), math.nan)
+    np.divide(gain, risk, out=quotient, where=is_risky)
+    return np.where(size == 0.0, 0.0, quotient)
+
+
+def _growth(log_returns: NDArray[Any], bars_per_year: float) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        growth: NDArray[np.float64] = np.expm1(log_returns.sum(axis=0) * bars_per_year / len(log_returns))
+    return growth
+
+
+def _volatility(returns: NDArray[Any], bars_per_year: float) -> NDArray[np.float64]:
+    volatility: NDArray[np.float64] = returns.std(axis=0, ddof=1) * math.sqrt(bars_per_year)
+    return volatility
+
+
+def _drawdown(equity: NDArray[Any]) -> NDArray[np.float64]:
+    drawdown: NDArray[np.float64] = (1.0 - equity / np.maximum.accumulate(equity, axis=0)).max(axis=0)
+    return drawdown
+
+
+def _cost(cost: NDArray[Any]) -> NDArray[np.float64]:
+    paid: NDArray[np.float64] = 1.0 - np.prod(1.0 - cost, axis=0)
+    return paid
+
+
+def _hits(returns: NDArray[Any]) -> NDArray[np.float64]:
+    won, moved = np.count_nonzero(returns > 0, axis=0), np.count_nonzero(returns, axis=0)
+    known = (moved > 0) & ~np.isnan(returns).any(axis=0)
+    return np.where(known, won / np.maximum(moved, 1), math.nan)
 
 
 def _path(name: str, values: ArrayLike, at_least: int = 1) -> NDArray[np.float64]:

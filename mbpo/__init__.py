@@ -3,6 +3,7 @@
 from mbpo.collect import collect_transitions, market_rows, replay_schema
 from mbpo.imagination import MarketBranches, branch_summary, historical_uncertainty, imagine_market
 from mbpo.policy import TorchPolicy
+from mbpo.recipe import Visited, imagine_branches, mixed_env
 from mbpo.starts import StartBuffer
 from mbpo.training import TrainedPolicy, train_policy
 from mbpo.vec_env import MixedVecEnv, RolloutStatistics
@@ -14,11 +15,14 @@ __all__ = [
     "StartBuffer",
     "TorchPolicy",
     "TrainedPolicy",
+    "Visited",
     "branch_summary",
     "collect_transitions",
     "historical_uncertainty",
+    "imagine_branches",
     "imagine_market",
     "market_rows",
+    "mixed_env",
     "replay_schema",
     "train_policy",
 ]

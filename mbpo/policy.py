@@ -40,6 +40,13 @@ class TorchPolicy:
             distribution = self.network.get_distribution(obs, action_masks)
             return np.asarray(distribution.get_actions(deterministic=True).numpy(), dtype=np.int64)
 
+    def values(self, state: torch.Tensor) -> torch.Tensor:
+        """Discounted reward that the value network expects from states [B, S] float32 on: [B]; NaN where a state is."""
+        self.network.set_training_mode(False)
+        with torch.no_grad():
+            values: torch.Tensor = self.network.predict_values(self.scaler(state[:, :-1]))
+        return values.squeeze(1)
+
     def save(self, path: Path) -> None:
         """Write the weights as safetensors, atomically."""
         atomic_write_bytes(path, save(dict(self.network.state_dict())))

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from configs import ConfigError
-from configs.schema import PPOConfig
+from configs.section import PPOConfig
 from data import DataError, FeatureTable, ReplayStore, Scaler, atomic_write_json
 from data.features import LOOKBACK
 from envs import observation_scaler
@@ -26,13 +25,12 @@ from envs.vec_env import HistoryVecEnv, TradingVecEnv
 from evaluation import PolicyMetrics, backtest, evaluate
 from mbpo import (
     MarketBranches,
-    MixedVecEnv,
-    StartBuffer,
     TorchPolicy,
+    Visited,
     collect_transitions,
     historical_uncertainty,
-    imagine_market,
-    market_rows,
+    imagine_branches,
+    mixed_env,
     train_policy,
 )
 from pipeline.inputs import RunInputs
@@ -42,18 +40,6 @@ from world_model import MarketModel, ModelFileError, TrainingError, evaluate_mar
 
 MBPO_NAME = "mbpo"
 MODEL_FREE_NAME = "model_free"
-
-
-@dataclass(frozen=True)
-class Visited:
-    """Training transitions as read back from the replay store."""
-
-    features: np.ndarray
-    """[T, M] feature rows in time order."""
-    rows: np.ndarray
-    """[N] feature row of each visited state."""
-    states: np.ndarray
-    """[N, S] visited, non-terminal states."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +67,7 @@ def replay_stage(inputs: RunInputs, run_dir: Path, progress: Advance = silent) -
         )
     transitions = store.read()
     progress(len(transitions), len(transitions), "transitions")
-    times, features = market_rows(transitions, len(inputs.table.names))
-    return Visited(features, np.searchsorted(times, transitions.timestamp), transitions.state)
+    return Visited.of(transitions, len(inputs.table.names))
 
 
 def world_model_stage(
@@ -127,15 +112,7 @@ def imagination_stage(
     inputs: RunInputs, visited: Visited, market: LearnedMarket, progress: Advance = silent
 ) -> MarketBranches:
     """Imagine the market branches that every policy update reuses."""
-    mbpo = inputs.config.mbpo
-    return imagine_market(
-        market.model,
-        visited.features,
-        horizon=mbpo.rollout_length,
-        branches_per_row=max(mbpo.branch_pool // len(visited.features), 1),
-        generator=torch.Generator().manual_seed(inputs.config.seed),
-        progress=progress,
-    )
+    return imagine_branches(market.model, visited.features, inputs.config, progress)
 
 
 def model_free_stage(
@@ -170,23 +147,9 @@ def mbpo_stage(
 ) -> TorchPolicy:
     """Train masked PPO on real and imagined rows."""
     config = inputs.config
-    uncertainty = historical_uncertainty(market.model, visited.features)
 
     def build() -> TradingVecEnv:
-        starts = StartBuffer(visited.rows, visited.states, capacity=len(visited.rows))
-        return MixedVecEnv(
-            inputs.dynamics,
-            market.scaler,
-            visited.features,
-            uncertainty,
-            branches,
-            starts,
-            num_envs=config.mbpo.ppo.num_envs,
-            real_ratio=config.mbpo.real_ratio,
-            penalty_coef=config.mbpo.penalty_coef,
-            episode_bars=config.env.episode_bars,
-            seed=config.seed,
-        )
+        return mixed_env(config, inputs.dynamics, market.scaler, visited, market.model, branches)
 
     return _policy_stage(
         MBPO_NAME, config.mbpo.ppo, market.uncertainty, market.scaler, build, inputs, run_dir, tracker, progress

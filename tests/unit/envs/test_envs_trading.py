@@ -155,7 +155,7 @@ def test_masked_ppo_learns_on_it() -> None:
 @pytest.mark.parametrize("window", ["train", "validation", "test"])
 def test_a_window_of_the_bundled_market_is_that_of_a_nightly_run(window) -> None:
     env, inputs = bundled_trading_env("sp500", window), load_inputs(load_config("default"))
-    np.testing.assert_array_equal(env.walk.features, getattr(inputs, window).values)
+    np.testing.assert_array_equal(env.walk.features[0], getattr(inputs, window).values)
     assert env.scaler.to_dict() == inputs.scaler.to_dict()
     for part in ("feature_names", "account_rules", "reward"):
         assert getattr(env.dynamics, part) == getattr(inputs.dynamics, part)
@@ -164,11 +164,11 @@ def test_a_window_of_the_bundled_market_is_that_of_a_nightly_run(window) -> None
 
 def test_the_scaler_of_every_window_is_fitted_on_the_training_window_alone() -> None:
     train, test = bundled_trading_env(window="train"), bundled_trading_env(window="test")
-    low, high = np.quantile(train.walk.features, [0.01, 0.99], axis=0)
+    low, high = np.quantile(train.walk.features[0], [0.01, 0.99], axis=0)
     for env in (train, test):
         np.testing.assert_allclose(env.scaler.centre[:18], (low + high) / 2, rtol=1e-6)
         np.testing.assert_allclose(env.scaler.scale[:18], (high - low) / 2, rtol=1e-6)
-    own_low, own_high = np.quantile(test.walk.features, [0.01, 0.99], axis=0)
+    own_low, own_high = np.quantile(test.walk.features[0], [0.01, 0.99], axis=0)
     assert (np.abs(own_high - own_low) / (high - low) < 0.9).any()
 
 

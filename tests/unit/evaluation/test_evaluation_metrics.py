@@ -24,6 +24,7 @@ from evaluation import (
     time_in_state,
     turnover_per_year,
 )
+from evaluation.metrics import calmar_ratio, metrics_by_path, sortino_ratio
 from masking import TradingState
 
 RETURNS = [0.01, 0.03, -0.01, 0.01]
@@ -50,6 +51,30 @@ def test_sharpe_of_a_constant_gain_does_not_exist_even_up_to_rounding(constant):
 def test_sharpe_needs_two_bars():
     with pytest.raises(ValueError, match="returns: expected one path of at least 2 values"):
         sharpe_ratio([0.01], 252)
+
+
+def test_sortino_by_hand_counts_every_bar_in_the_downside():
+    # Mean 0.01; the one loss of 0.01 among four bars deviates by 0.005.
+    assert sortino_ratio(RETURNS, 252) == pytest.approx(2 * math.sqrt(252), rel=1e-12)
+    assert sortino_ratio([-0.02] * 5, 252) == pytest.approx(-math.sqrt(252), rel=1e-12)
+
+
+def test_sortino_without_a_loss_does_not_exist_unless_nothing_was_risked():
+    assert math.isnan(sortino_ratio([0.01, 0.02, 0.0], 252))
+    assert math.isnan(sortino_ratio([0.01, 0.02, -1e-18], 252))
+    assert sortino_ratio([0.0] * 5, 252) == 0.0
+
+
+def test_calmar_by_hand():
+    # 1 to 0.8 to 1.1 in a year: a tenth gained, a fifth lost on the way.
+    assert calmar_ratio(np.diff(np.log([1.0, 0.8, 1.1])), 2) == pytest.approx(0.5, rel=1e-12)
+    assert calmar_ratio([math.log(0.5)], 1) == pytest.approx(-1.0, rel=1e-12)
+
+
+def test_calmar_without_a_drawdown_does_not_exist_unless_nothing_was_risked():
+    assert math.isnan(calmar_ratio([0.1, 0.0, 0.2], 252))
+    assert math.isnan(calmar_ratio([0.1, -1e-17, 0.2], 252))
+    assert calmar_ratio([0.0] * 5, 252) == 0.0
 
 
 def test_annual_return_compounds():
@@ -104,6 +129,8 @@ def test_hit_rate_leaves_idle_bars_out():
         lambda path: sharpe_ratio(path, 252),
         lambda path: annual_return(path, 252),
         lambda path: annual_volatility(path, 252),
+        lambda path: sortino_ratio(path, 252),
+        lambda path: calmar_ratio(path, 252),
         lambda path: turnover_per_year(path, 252),
         max_drawdown,
         mean_exposure,
@@ -124,7 +151,7 @@ def test_metrics_take_exactly_one_path(path):
 
 @pytest.mark.parametrize("bars_per_year", [0, -252, math.nan, math.inf])
 def test_bars_per_year_must_be_positive(bars_per_year):
-    for metric in (sharpe_ratio, annual_return, annual_volatility, turnover_per_year):
+    for metric in (sharpe_ratio, sortino_ratio, calmar_ratio, annual_return, annual_volatility, turnover_per_year):
         with pytest.raises(ValueError, match="bars_per_year"):
             metric(RETURNS, bars_per_year)
 
@@ -141,6 +168,8 @@ def test_evaluate_the_hand_worked_backtest(round_trip):
         "bars": 4,
         "paths": 1,
         "sharpe": mean / deviation * 2,
+        "sortino": mean / abs(returns[1] / 2) * 2,
+        "calmar": (final - 1) * 11 / 0.6,
         "annual_return": final - 1,
         "annual_volatility": deviation * 2,
         "max_drawdown": 0.6 / 11,
@@ -175,6 +204,9 @@ def test_several_paths_are_averaged_path_by_path(make_dynamics, rough_history):
     sharpes = [sharpe_ratio(simple[:, path], 252) for path in range(6)]
     assert len(set(sharpes)) == 6
     assert metrics.sharpe == pytest.approx(np.mean(sharpes), rel=1e-12)
+    assert metrics.sortino == pytest.approx(np.mean([sortino_ratio(path, 252) for path in simple.T]), rel=1e-12)
+    calmars = [calmar_ratio(path, 252) for path in result.log_returns.T]
+    assert metrics.calmar == pytest.approx(np.mean(calmars), rel=1e-12)
     drawdowns = result.drawdown.max(axis=0)
     assert metrics.max_drawdown == pytest.approx(drawdowns.mean(), rel=1e-12)
     assert metrics.worst_drawdown == drawdowns.max()
@@ -182,6 +214,47 @@ def test_several_paths_are_averaged_path_by_path(make_dynamics, rough_history):
     times = (metrics.time_active, metrics.time_reduce_only, metrics.time_halted)
     assert min(times) > 0
     assert sum(times) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_every_metric_of_every_path_is_the_single_path_function_of_it(make_dynamics, rough_history):
+    played = backtest(make_dynamics(), *rough_history, RandomValid(2), batch=4)
+    # Path 1 never moved, path 2 only gained, path 3 lost its record: the NaN rules hold path by path.
+    shape = np.ones_like(played.log_returns)
+    shape[:, 1] = 0.0
+    shape[:, 3] = np.nan
+    returns = played.log_returns * shape
+    returns[:, 2] = np.abs(returns[:, 2])
+    result = dataclasses.replace(
+        played, log_returns=returns, equity=np.exp(np.vstack((np.zeros(4), np.cumsum(returns, axis=0))))
+    )
+    table = metrics_by_path(result, 252)
+    simple = np.expm1(result.log_returns)
+    expected = {
+        "sharpe": [sharpe_ratio(path, 252) for path in simple.T],
+        "sortino": [sortino_ratio(path, 252) for path in simple.T],
+        "calmar": [calmar_ratio(path, 252) for path in returns.T],
+        "annual_return": [annual_return(path, 252) for path in returns.T],
+        "annual_volatility": [annual_volatility(path, 252) for path in simple.T],
+        "max_drawdown": [max_drawdown(path) for path in result.equity.T],
+        "turnover_per_year": [turnover_per_year(path, 252) for path in result.turnover.T],
+        "exposure": [mean_exposure(path) for path in result.position[1:].T],
+        "cost_paid": [cost_paid(path) for path in result.cost.T],
+        "hit_rate": [hit_rate(path) for path in simple.T],
+        "time_active": [time_in_state(path, TradingState.ACTIVE) for path in result.trading_state[1:].T],
+        "time_reduce_only": [time_in_state(path, TradingState.REDUCE_ONLY) for path in result.trading_state[1:].T],
+        "time_halted": [time_in_state(path, TradingState.HALTED) for path in result.trading_state[1:].T],
+        "killed": played.killed,
+        "reward_per_bar": played.reward.mean(axis=0),
+    }
+    assert list(table) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], np.array(values, dtype=float), rtol=1e-10, err_msg=name)
+    assert [list(np.isnan(table[name])) for name in ("sharpe", "sortino", "calmar", "hit_rate")] == [
+        [False, False, False, True],
+        [False, False, True, True],
+        [False, False, True, True],
+        [False, True, False, True],
+    ]
 
 
 def test_a_metric_missing_on_one_path_is_missing_in_the_average_and_null_in_json(make_dynamics, rough_history):

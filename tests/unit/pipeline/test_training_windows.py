@@ -96,7 +96,7 @@ def test_the_baseline_trains_on_training_rows_and_is_chosen_on_validation(
     environments = capture_training(monkeypatch, inputs)
     with pytest.raises(Stop):
         training.model_free_stage(inputs, tmp_path)
-    np.testing.assert_array_equal(environments[0].walks.features, inputs.train.values)
+    np.testing.assert_array_equal(environments[0].walks.features[0], inputs.train.values)
     assert len(walked) == 1
     np.testing.assert_array_equal(walked[0][0], inputs.validation.values)
 
@@ -111,7 +111,7 @@ def test_mbpo_trains_on_replayed_rows_and_is_chosen_on_validation_with_its_uncer
     branches = MarketBranches(np.zeros((*shape, visited.features.shape[1]), np.float32), np.zeros(shape, np.float32))
     with pytest.raises(Stop):
         training.mbpo_stage(inputs, visited, market, branches, tmp_path)
-    np.testing.assert_array_equal(environments[0].walks.features, inputs.train.values)
+    np.testing.assert_array_equal(environments[0].walks.features[0], inputs.train.values)
     assert environments[0].scaler is market.scaler
     np.testing.assert_array_equal(walked[0][0], inputs.validation.values)
     np.testing.assert_array_equal(walked[0][1], market.uncertainty[inputs.split.validation])

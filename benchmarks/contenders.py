@@ -1,0 +1,294 @@
+"""Every policy that is compared, behind one interface: a learner gets the same lesson and hands back fitted policies.
+
+All of them see the same bars, walk under the same masks and pay the same costs; whatever is chosen, a snapshot or a
+point of a grid, is chosen by the same score on the same validation rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from configs import DetentConfig
+from configs.section import PPOConfig
+from data import FeatureTable, Scaler
+from envs import TradingDynamics, observation_scaler
+from envs.panel import FeaturePanel
+from envs.vec_env import HistoryVecEnv
+from evaluation import BacktestResult, BuyAndHold, Flat, Policy, RandomValid, backtest, metrics_by_path
+from evaluation.forecast import fit_ridge
+from evaluation.rules import VolatilityTarget, fit_linear_signal
+from mbpo import (
+    TorchPolicy,
+    TrainedPolicy,
+    Visited,
+    collect_transitions,
+    historical_uncertainty,
+    imagine_branches,
+    mixed_env,
+    train_policy,
+)
+from mbpo.dqn import train_dqn
+from mbpo.planning import PlannerPolicy
+from mbpo.sac import train_sac
+from world_model import MarketModel, fit_market_model
+
+Family = Literal["reference", "rule", "forecast", "model_free", "model_based"]
+"""What kind of policy it is; the claim compares the best of `model_based` with the best of `model_free`."""
+
+Progress = Callable[[int, int], None]
+"""Receives steps done and steps in all."""
+
+def silent(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+Disagreement = Callable[[np.ndarray], np.ndarray]
+"""Model disagreement [..] of feature rows [.., M]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a learner may look at."""
+
+    config: DetentConfig
+    """Limits, costs and the learners' settings; `config.seed` seeds every generator."""
+    train: FeatureTable
+    """Rows to learn from."""
+    validation: FeaturePanel
+    """Markets on which choices are made."""
+    bars_per_year: int
+    lookback: int
+    """Bars that a feature row looks back over."""
+    score: str = "sharpe"
+    """Metric of `metrics_by_path` by which everything is chosen. On many markets that is the Sharpe ratio that is
+    compared; on a single short one it picks policies that are nearly flat, and the reward is the better judge."""
+
+    @cached_property
+    def dynamics(self) -> TradingDynamics:
+        """The known part of trading on these columns."""
+        return TradingDynamics.from_config(self.train.names, self.config)
+
+    @cached_property
+    def scaler(self) -> Scaler:
+        """Of observations without a world model, fitted on the training rows."""
+        return observation_scaler(self.train)
+
+    def walk(self, policy: Policy, disagreement: Disagreement | None = None) -> BacktestResult:
+        """Walk a policy over the validation markets."""
+        return walk_panel(self.dynamics, self.validation, policy, disagreement)
+
+    def validate(self, policy: Policy, disagreement: Disagreement | None = None) -> dict[str, float]:
+        """Mean metrics over the validation markets, and `score`, higher is better."""
+        by_path = metrics_by_path(self.walk(policy, disagreement), self.bars_per_year)
+        means = {f"validation_{name}": float(np.mean(values)) for name, values in by_path.items()}
+        return {"score": means[f"validation_{self.score}"], **means}
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A policy ready to be judged."""
+
+    policy: Policy
+    family: Family
+    disagreement: Disagreement | None = None
+    """Fills the `model_uncertainty` column of its state rows; zero when None."""
+    max_paths: int | None = None
+    """Walk only the first test markets: for a policy that is slow over many."""
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """How it was fitted."""
+
+
+Learner = Callable[[Lesson, Progress], dict[str, Fitted]]
+"""Fits one or several policies, by name."""
+
+
+def walk_panel(
+    dynamics: TradingDynamics, panel: FeaturePanel, policy: Policy, disagreement: Disagreement | None = None
+) -> BacktestResult:
+    """Walk a policy over every market of a panel, one path each."""
+    uncertainty = None if disagreement is None else disagreement(panel.values)
+    return backtest(dynamics, panel.values, panel.timestamps, policy, uncertainty)
+
+
+def feature_table(panel: FeaturePanel, market: int = 0, symbol: str = "synthetic") -> FeatureTable:
+    """One market of a panel as a table."""
+    index = pd.DatetimeIndex(panel.timestamps, name="timestamp").tz_localize("UTC")
+    return FeatureTable(index, symbol, panel.fields, panel.values[market])
+
+
+# --- without learning ----------------------------------------------------------------------------------------
+
+
+def fit_references(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
+    """Policies that need no training rows."""
+    dynamics, seed = lesson.dynamics, lesson.config.seed
+    return {
+        "flat": Fitted(Flat(dynamics), "reference"),
+        "buy_and_hold": Fitted(BuyAndHold(dynamics), "reference"),
+        "random_valid": Fitted(RandomValid(seed), "reference"),
+        "vol_target": Fitted(VolatilityTarget(dynamics), "rule"),
+    }
+
+
+def fit_linear(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
+    """Long where one signal is high, flat where it is low."""
+    policy = fit_linear_signal(lesson.dynamics, lesson.train.values, _score(lesson))
+    return {policy.name: Fitted(policy, "rule")}
+
+
+def fit_forecast(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
+    """Ridge forecast of the next returns and a cost-aware choice."""
+    ridge = lesson.config.evaluation.ridge
+    policy = fit_ridge(lesson.dynamics, lesson.train.values, ridge, _score(lesson))
+    return {policy.name: Fitted(policy, "forecast")}
+
+
+def _score(lesson: Lesson) -> Callable[[Policy], float]:
+    return lambda policy: lesson.validate(policy)["score"]
+
+
+# --- model-free ------------------------------------------------------------------------------------------------
+
+
+def fit_model_free(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
+    """MaskablePPO on the training rows alone."""
+    ppo: PPOConfig = lesson.config.model_free
+    trained = train_policy(
+        _history_env(lesson, ppo.num_envs),
+        ppo,
+        n_steps=ppo.n_steps,
+        seed=lesson.config.seed,
+        name="model_free",
+        validate=lesson.validate,
+        progress=progress,
+    )
+    return {"model_free": Fitted(trained.policy, "model_free", notes=_notes(trained))}
+
+
+def fit_sac(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
+    """SAC on the continuous position, projected onto the valid actions."""
+    sac = lesson.config.evaluation.sac
+    env = _history_env(lesson, sac.num_envs)
+    trained = train_sac(env, sac, seed=lesson.config.seed, validate=lesson.validate, progress=progress)
+    return {"sac": Fitted(trained.policy, "model_free", notes=_notes(trained))}
+
+
+def fit_dqn(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
+    """Masked double DQN."""
+    dqn = lesson.config.evaluation.dqn
+    env = _history_env(lesson, dqn.num_envs)
+    trained = train_dqn(env, dqn, seed=lesson.config.seed, validate=lesson.validate, progress=progress)
+    return {"masked_dqn": Fitted(trained.policy, "model_free", notes=_notes(trained))}
+
+
+def _history_env(lesson: Lesson, num_envs: int) -> HistoryVecEnv:
+    return HistoryVecEnv(
+        lesson.dynamics,
+        lesson.scaler,
+        lesson.train.values,
+        num_envs=num_envs,
+        episode_bars=lesson.config.env.episode_bars,
+        seed=lesson.config.seed,
+    )
+
+
+def _notes(trained: TrainedPolicy) -> dict[str, float]:
+    return {"steps": trained.steps, "best_step": trained.best_step, "validation_score": trained.best_score}
+
+
+# --- model-based -----------------------------------------------------------------------------------------------
+
+
+def fit_world_model(lesson: Lesson, progress: Progress) -> MarketModel:
+    """The ensemble, on the training rows alone; the holdout is their end."""
+    config = lesson.config
+    table = lesson.train
+    model, _ = fit_market_model(
+        table.values,
+        table.fields,
+        config.world_model,
+        config.seed,
+        lambda epoch, total, _: progress(epoch, total),
+        purge=lesson.lookback,
+    )
+    return model
+
+
+def fit_model_based(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
+    """MBPO, the planner over the same world model, and both together."""
+    config = lesson.config
+    model = fit_world_model(lesson, progress)
+    disagreement = partial(_disagreement, model)
+    policy, notes = train_mbpo(lesson, model, progress)
+    planner = partial(PlannerPolicy, lesson.dynamics, model, config.evaluation.planner, gamma=config.mbpo.ppo.gamma)
+    few = config.evaluation.planner.max_paths
+    alone = planner(seed=config.seed, name="planner")
+    joined = planner(seed=config.seed, value=policy, name="mbpo_planner")
+    return {
+        "mbpo": Fitted(policy, "model_based", disagreement, notes=notes),
+        "planner": Fitted(alone, "model_based", disagreement, max_paths=few),
+        "mbpo_planner": Fitted(joined, "model_based", disagreement, max_paths=few),
+    }
+
+
+def train_mbpo(lesson: Lesson, model: MarketModel, progress: Progress) -> tuple[TorchPolicy, dict[str, float]]:
+    """Masked PPO on real and imagined rows."""
+    config, table = lesson.config, lesson.train
+    transitions = collect_transitions(
+        lesson.dynamics, lesson.scaler, table, seed=config.seed, episode_bars=config.env.episode_bars
+    )
+    visited = Visited.of(transitions, len(table.names))
+    branches = imagine_branches(model, visited.features, config)
+    scaler = observation_scaler(table, historical_uncertainty(model, table.values))
+    trained = train_policy(
+        mixed_env(config, lesson.dynamics, scaler, visited, model, branches),
+        config.mbpo.ppo,
+        n_steps=config.mbpo.rollout_length,
+        seed=config.seed,
+        name="mbpo",
+        validate=lambda policy: lesson.validate(policy, partial(_disagreement, model)),
+        progress=progress,
+    )
+    return trained.policy, _notes(trained)
+
+
+def _disagreement(model: MarketModel, features: np.ndarray) -> np.ndarray:
+    flat = historical_uncertainty(model, features.reshape(-1, features.shape[-1]))
+    return flat.reshape(features.shape[:-1])
+
+
+LEARNERS: dict[str, Learner] = {
+    "references": fit_references,
+    "linear_signal": fit_linear,
+    "ridge": fit_forecast,
+    "model_free": fit_model_free,
+    "sac": fit_sac,
+    "masked_dqn": fit_dqn,
+    "mbpo": fit_model_based,
+}
+"""By name; a learner may return several policies."""
+
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "ridge": ("evaluation.ridge",),
+    "model_free": ("model_free",),
+    "sac": ("evaluation.sac",),
+    "masked_dqn": ("evaluation.dqn",),
+    "mbpo": ("world_model", "mbpo", "evaluation.planner"),
+}
+
+
+def settings_of(config: DetentConfig, learner: str) -> dict[str, Any]:
+    """The sections of a config that only this learner reads."""
+    values: dict[str, Any] = {}
+    for path in _SETTINGS.get(learner, ()):
+        section: Any = config
+        for name in path.split("."):
+            section = getattr(section, name)
+        values[path] = section.model_dump(mode="json") if hasattr(section, "model_dump") else section
+    return values

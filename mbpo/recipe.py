@@ -1,0 +1,74 @@
+"""What MBPO trains on, put together once: visited states, imagined branches, the environment of both halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from configs.schema import DetentConfig
+from data import Scaler, Transitions
+from envs import TradingDynamics
+from mbpo.collect import market_rows
+from mbpo.imagination import MarketBranches, historical_uncertainty, imagine_market
+from mbpo.starts import StartBuffer
+from mbpo.vec_env import MixedVecEnv
+from world_model import MarketModel
+
+
+@dataclass(frozen=True)
+class Visited:
+    """Training transitions as a learner reads them."""
+
+    features: np.ndarray
+    """[T, M] feature rows in time order."""
+    rows: np.ndarray
+    """[N] feature row of each visited state."""
+    states: np.ndarray
+    """[N, S] visited, non-terminal states."""
+
+    @classmethod
+    def of(cls, transitions: Transitions, num_features: int) -> Visited:
+        """States of a set of transitions and the feature rows they stand on."""
+        times, features = market_rows(transitions, num_features)
+        return cls(features, np.searchsorted(times, transitions.timestamp), transitions.state)
+
+
+def imagine_branches(
+    model: MarketModel, features: np.ndarray, config: DetentConfig, progress: Callable[[int, int], None] | None = None
+) -> MarketBranches:
+    """Imagine `mbpo.branch_pool` branches from the rows [T, M], once per fit; every policy update reuses them."""
+    return imagine_market(
+        model,
+        features,
+        horizon=config.mbpo.rollout_length,
+        branches_per_row=max(config.mbpo.branch_pool // len(features), 1),
+        generator=torch.Generator().manual_seed(config.seed),
+        progress=progress,
+    )
+
+
+def mixed_env(
+    config: DetentConfig,
+    dynamics: TradingDynamics,
+    scaler: Scaler,
+    visited: Visited,
+    model: MarketModel,
+    branches: MarketBranches,
+) -> MixedVecEnv:
+    """The environment MBPO learns in, under the settings of `config.mbpo`."""
+    return MixedVecEnv(
+        dynamics,
+        scaler,
+        visited.features,
+        historical_uncertainty(model, visited.features),
+        branches,
+        StartBuffer(visited.rows, visited.states, capacity=len(visited.rows)),
+        num_envs=config.mbpo.ppo.num_envs,
+        real_ratio=config.mbpo.real_ratio,
+        penalty_coef=config.mbpo.penalty_coef,
+        episode_bars=config.env.episode_bars,
+        seed=config.seed,
+    )
