@@ -141,9 +141,7 @@ def compare(challenger: Walked, baseline: Walked, config: VerdictConfig, bars_pe
     paths = min(challenger.paths, baseline.paths)
     a, b = challenger.first_paths(paths), baseline.first_paths(paths)
     level = config.confidence
-    sharpe = sharpe_difference(
-        a.returns, b.returns, bars_per_year, level=level, resamples=config.resamples, seed=SEED
-    )
+    sharpe = sharpe_difference(a.returns, b.returns, bars_per_year, level=level, resamples=config.resamples, seed=SEED)
     drawdown = _or_undecidable(
         drawdown_non_inferiority,
         a.metrics["max_drawdown"],

@@ -44,6 +44,7 @@ Family = Literal["reference", "rule", "forecast", "model_free", "model_based"]
 Progress = Callable[[int, int], None]
 """Receives steps done and steps in all."""
 
+
 def silent(done: int, total: int) -> None:
     """Show no progress."""
 
@@ -145,7 +146,14 @@ def fit_linear(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
 def fit_forecast(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
     """Ridge forecast of the next returns and a cost-aware choice."""
     ridge = lesson.config.evaluation.ridge
-    policy = fit_ridge(lesson.dynamics, lesson.train.values, ridge, _score(lesson))
+    policy = fit_ridge(
+        lesson.dynamics,
+        lesson.train.values,
+        lesson.train.names,
+        ridge,
+        _score(lesson),
+        bars_per_year=lesson.bars_per_year,
+    )
     return {policy.name: Fitted(policy, "forecast")}
 
 
@@ -198,7 +206,7 @@ def _history_env(lesson: Lesson, num_envs: int) -> HistoryVecEnv:
     )
 
 
-def _notes(trained: TrainedPolicy) -> dict[str, float]:
+def _notes(trained: TrainedPolicy[Any]) -> dict[str, float]:
     return {"steps": trained.steps, "best_step": trained.best_step, "validation_score": trained.best_score}
 
 

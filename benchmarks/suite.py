@@ -135,8 +135,10 @@ def work_on_cell(task: FoldTask) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     stressed = cell.variant == "plain" and cell.train_bars in (0, max(config.evaluation.suite.train_bars))
     for name, (one, dynamics, prepare) in fitted.items():
-        test = prepare(_altered(_test_panel(config), cell))
-        arrays |= {f"{name}.{key}": value for key, value in judge(config, one, dynamics, test, bars_per_year=years).items()}
+        test = prepare(_altered(judged_market(config), cell))
+        arrays |= {
+            f"{name}.{key}": value for key, value in judge(config, one, dynamics, test, bars_per_year=years).items()
+        }
         facts[name] = {"family": one.family, "notes": dict(one.notes), "fit_seconds": seconds, **asdict(cell)}
         if stressed and config.evaluation.suite.stress_paths and cell.learner != "truth" and one.max_paths is None:
             stress = walk_panel(dynamics, _stress_panel(config).features, one.policy, one.disagreement)
@@ -159,7 +161,7 @@ def judge(
     """
     panel = panel if fitted.max_paths is None else panel.first_paths(fitted.max_paths)
     result = walk_panel(dynamics, panel, fitted.policy, fitted.disagreement)
-    first = {
+    first: dict[str, NDArray[Any]] = {
         "position": result.position[:, 0].astype(np.float32),
         "actions": result.actions[:, 0].astype(np.int8),
         "rule_states": result.rule_states[:, 0],
@@ -230,17 +232,15 @@ def _truth(config: DetentConfig, cell: Cell) -> dict[str, Prepared]:
         wide["oracle"] = SyntheticPanel.with_truth
     prepared: dict[str, Prepared] = {}
     for name, prepare in wide.items():
-        dynamics = TradingDynamics.from_config(prepare(_test_panel(config)).names, config)
+        dynamics = TradingDynamics.from_config(prepare(judged_market(config)).names, config)
         policy = _truth_policy(name, dynamics, market, config)
         prepared[name] = (Fitted(policy, "reference"), dynamics, prepare)
     return prepared
 
 
-def _truth_policy(
-    name: str, dynamics: TradingDynamics, market: SyntheticMarketConfig, config: DetentConfig
-) -> Policy:
+def _truth_policy(name: str, dynamics: TradingDynamics, market: SyntheticMarketConfig, config: DetentConfig) -> Policy:
     # Rewards of the programme come from the columns every policy has.
-    solve = partial(solve_oracle, market, TradingDynamics.from_config(_test_panel(config).features.names, config))
+    solve = partial(solve_oracle, market, TradingDynamics.from_config(judged_market(config).features.names, config))
     if name == "oracle":
         return OraclePolicy(dynamics, solve())
     return BeliefPolicy(dynamics, solve(signal_std=filtered_signal_std(market)))
@@ -263,7 +263,7 @@ def _validation_panel(config: DetentConfig) -> SyntheticPanel:
     return _simulated(config.evaluation.market, suite.validation_paths, suite.validation_bars, seed)
 
 
-def _test_panel(config: DetentConfig) -> SyntheticPanel:
+def judged_market(config: DetentConfig) -> SyntheticPanel:
     suite = config.evaluation.suite
     return _simulated(config.evaluation.market, suite.test_paths, suite.test_bars, suite.base_seed + TEST_SEED)
 
@@ -280,7 +280,5 @@ def _simulated(market: SyntheticMarketConfig, paths: int, bars: int, seed: int) 
 
 
 @lru_cache(maxsize=1)
-def _stressed(
-    market: SyntheticMarketConfig, garch: GarchConfig, paths: int, bars: int, seed: int
-) -> SyntheticPanel:
+def _stressed(market: SyntheticMarketConfig, garch: GarchConfig, paths: int, bars: int, seed: int) -> SyntheticPanel:
     return simulate_garch_panel(market, garch, paths=paths, bars=bars, seed=seed)

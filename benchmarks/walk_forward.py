@@ -16,7 +16,7 @@ from benchmarks.contenders import LEARNERS, Lesson, settings_of, silent
 from benchmarks.folds import FoldResult, FoldTask
 from benchmarks.suite import judge, source_hash
 from configs import DetentConfig
-from data import LOOKBACK, Field, FeatureTable, HistoryError, Split, walk_forward_splits
+from data import LOOKBACK, FeatureTable, Field, HistoryError, Split, walk_forward_splits
 from envs.panel import FeaturePanel
 
 
@@ -28,8 +28,8 @@ def plan_folds(config: DetentConfig, num_rows: int) -> list[Split]:
     split, walk = config.data.split, config.evaluation.walk_forward
     if split.step_years < split.test_years:
         raise HistoryError(
-            f"data.split.step_years: expected at least test_years={split.test_years:g}, or test windows overlap and bars "
-            f"count twice, was {split.step_years:g}"
+            f"data.split.step_years: expected at least test_years={split.test_years:g}, or test windows overlap and "
+            f"their bars count twice, was {split.step_years:g}"
         )
     purge = LOOKBACK + config.mbpo.rollout_length
     folds = walk_forward_splits(num_rows, split, config.data.bars_per_year, purge, embargo=walk.embargo_bars)

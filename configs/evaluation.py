@@ -167,7 +167,7 @@ class SuiteConfig(Section):
     """Learners that are fitted; `benchmarks.contenders.LEARNERS` has them all."""
     check_learners: tuple[str, ...] = ("ridge", "model_free", "mbpo")
     """Learners that also learn with tomorrow's return among the features, and with shuffled labels."""
-    trials: dict[str, Count] = {}
+    trials: dict[str, Count] = Field(default_factory=dict)
     """Settings tried on validation before the ones in force, by learner: what the deflated Sharpe ratio counts."""
     timed_decisions: Annotated[int, Field(ge=20)] = 500
     """Single decisions of each policy that are timed."""

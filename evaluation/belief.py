@@ -53,21 +53,27 @@ def filter_beliefs(panel: FeaturePanel, market: SyntheticMarketConfig) -> Belief
     per year: returns say a little about the signal too, and they scatter by the signal's remaining variance. Volume is
     left out: it is known only relative to its own last bars.
 
-    Raises: ValueError naming a missing column.
+    Raises: ValueError naming a missing column, or a market in which a return or a spread has no density.
     """
+    if not (min(market.volatility) > 0 and 0 < market.gap_share < 1 and min(market.spread_bps) > 0):
+        raise ValueError(
+            "market: expected volatility and spread_bps > 0 and 0 < gap_share < 1, so that returns and spreads have "
+            f"densities, was {market.volatility}, {market.spread_bps} and {market.gap_share}"
+        )
     gap, intraday, observed, spread = _columns(panel, ("gap_return", "intraday_return", "signal", "spread"))
     signal, variance = _filter_signal(observed, market)
     # The move into row t is driven by the signal at the close before; before the first row nothing is known of it.
     driving = np.concatenate((np.zeros((len(panel), 1)), signal[:, :-1]), axis=1)
     evidence = _log_likelihood(gap, intraday, spread, driving, market)
-    # Only ratios between regimes count: with the largest at 1 nothing underflows but the impossible.
-    likelihood = np.exp(evidence - evidence.max(axis=2, keepdims=True))
     transition = transition_matrix(market)
-    regime = np.empty_like(likelihood)
-    predicted = np.broadcast_to(stationary_law(transition), likelihood[:, 0].shape)
-    for bar in range(likelihood.shape[1]):
-        joint = predicted * likelihood[:, bar]
-        regime[:, bar] = joint / joint.sum(axis=1, keepdims=True)
+    regime = np.empty_like(evidence)
+    predicted = np.broadcast_to(stationary_law(transition), evidence[:, 0].shape)
+    for bar in range(evidence.shape[1]):
+        with np.errstate(divide="ignore"):  # the log of an impossible regime
+            joint = np.log(predicted) + evidence[:, bar]
+        # Only ratios count: with the likeliest regime at 1 the sum cannot vanish.
+        weight = np.exp(joint - joint.max(axis=1, keepdims=True))
+        regime[:, bar] = weight / weight.sum(axis=1, keepdims=True)
         predicted = regime[:, bar] @ transition
     return Beliefs(regime, signal, variance)
 

@@ -19,13 +19,16 @@ def drawdown_interval(returns: ArrayLike, *, level: float, resamples: int, seed:
     these bars brings. They need not lie around the one that came: a trend longer than a block is broken up.
 
     Args: returns [S, P, n], simple return per bar.
-    Raises: ValueError on shape, NaN, a return of -1 or less or `level`; NotDecidable on fewer bars than two blocks.
+    Raises: ValueError on shape, NaN, a return of -1 or less, `level` or `resamples`; NotDecidable on fewer bars than
+        two blocks.
     """
     values = finite("returns", returns, "[S, P, n]")
     if not (values > -1.0).all():
         raise ValueError(f"returns: expected numbers above -1, was {values.min():g}: the account lost more than it had")
     if not 0.0 < level < 1.0:
         raise ValueError(f"level: expected a number between 0 and 1, was {level}")
+    if resamples < 2:
+        raise ValueError(f"resamples: expected at least 2, was {resamples}")
     growth = np.log1p(values)
     S, P, n = growth.shape
     if P > 1:
@@ -47,7 +50,7 @@ def drawdown_interval(returns: ArrayLike, *, level: float, resamples: int, seed:
         low=float(low),
         high=float(high),
         level=level,
-        method=f"percentiles, stationary block bootstrap of {n} bars in blocks of {block:.1f}, {S} seeds",
+        method=f"percentiles, stationary block bootstrap of {n} bars in blocks of {block:.1f}, {S} seed{'s' * (S > 1)}",
         standard_error=float(redrawn.std(ddof=1)),
     )
 

@@ -22,7 +22,7 @@ TIE = 1e-9
 """Log equity by which a trade must be better than Hold; far below any cost, far above rounding."""
 TOLERANCE = 1e-10
 """Largest change of a relative value, in log equity, in the last sweep of value iteration."""
-MAX_SWEEPS = 1_000_000
+MAX_SWEEPS = 200_000
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,7 +9,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from configs.evaluation import DQNConfig
 from data import Scaler
 from envs.vec_env import TradingVecEnv
-from masking import MaskingError, masked_argmax
+from masking import MaskingError, masked_argmax, validate_action_masks
 from masking.dqn import MaskedDQN
 from mbpo.snapshots import Log, Progress, SnapshotCallback, TrainedPolicy, Validate
 
@@ -39,6 +39,7 @@ class QPolicy:
         Raises: MaskingError where a value is NaN; InvalidMaskError.
         """
         obs = torch.as_tensor(np.asarray(self.scaler(state[:, :-1])))
+        validate_action_masks(action_masks, num_actions=self.network.action_space.n, batch=len(obs))
         with torch.no_grad():
             values = self.network(obs).numpy()
         broken = np.flatnonzero(np.isnan(values).any(axis=1))

@@ -13,7 +13,7 @@ import torch
 
 from configs.evaluation import PlannerConfig
 from envs import Account, TradingDynamics
-from masking import MaskingError
+from masking import MaskingError, validate_action_masks
 from mbpo.policy import TorchPolicy
 from planner import Plan, exhaustive_search
 from world_model import MarketModel
@@ -79,6 +79,7 @@ class PlannerPolicy:
         Returns: [B] int64.
         Raises: MaskingError where no sequence has a finite value, as with NaN in a state; InvalidMaskError.
         """
+        self._check(state, action_masks)
         rows = max(1, CHUNK_LEAVES // (action_masks.shape[1] ** self.config.horizon * self.config.scenarios))
         chunks = range(0, len(state), rows)
         parts = [self._choose(state[first : first + rows], action_masks[first : first + rows]) for first in chunks]
@@ -86,10 +87,11 @@ class PlannerPolicy:
 
     def plan(self, state: np.ndarray, action_masks: np.ndarray) -> Plan:
         """Best valid sequence of each row, arguments as in `act`; the given masks hold at the first bar."""
-        rows = torch.as_tensor(state, dtype=torch.float32)
+        self._check(state, action_masks)
+        rows, masks = (torch.from_numpy(np.ascontiguousarray(part)) for part in (state, action_masks))
         num_features = len(self.dynamics.feature_names)
         scenarios = self.imagine(rows[:, :num_features])
-        tree = _ScenarioTree(self.dynamics, scenarios, torch.as_tensor(action_masks), self.value)
+        tree = _ScenarioTree(self.dynamics, scenarios, masks, self.value)
         return exhaustive_search(tree, tree.roots(rows), self.config.horizon, self.gamma)
 
     def imagine(self, features: torch.Tensor) -> Scenarios:
@@ -105,6 +107,9 @@ class PlannerPolicy:
                 disagreements.append(self.model.disagreement(current))
         shape = (horizon, len(features), num_scenarios)
         return Scenarios(torch.stack(bars).reshape(*shape, -1), torch.stack(disagreements).reshape(shape))
+
+    def _check(self, state: np.ndarray, action_masks: np.ndarray) -> None:
+        validate_action_masks(action_masks, num_actions=self.dynamics.num_actions, batch=len(state))
 
     def _choose(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
         plan = self.plan(state, action_masks)
@@ -147,9 +152,12 @@ class _ScenarioTree:
         # The first masks are the caller's, which may know more than a state row.
         if state.depth == 0:
             return self._root_masks[state.row]
-        masks = self._dynamics.action_masks(self._state_rows(state)).reshape(*state.account.killed.shape, -1)
+        masks: torch.Tensor = self._dynamics.action_masks(self._state_rows(state)).reshape(
+            *state.account.killed.shape, -1
+        )
         # Where the kill switch latched the episode is over; that must not forbid the other scenarios anything.
-        return (masks | (state.account.killed > 0)[:, :, None]).all(dim=1)
+        killed: torch.Tensor = state.account.killed > 0
+        return (masks | killed[:, :, None]).all(dim=1)
 
     def step(self, state: _Node, action: torch.Tensor) -> tuple[_Node, torch.Tensor, torch.Tensor]:
         shape = state.account.killed.shape

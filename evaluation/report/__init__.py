@@ -1,6 +1,6 @@
 """Reports that people open: one self-contained page, its numbers as JSON and CSV, a summary in Markdown.
 
-Figures live in `evaluation.report.figures` and are not imported here: matplotlib is slow to load.
+Its figures come from `evaluation.report.figures`.
 """
 
 from evaluation.report.content import Column, Figure, Report, Section, Table

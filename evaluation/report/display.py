@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,11 @@ def words(value: Any, spec: str = "") -> str:
 def sentence(text: str) -> str:
     """A capital at the start and a full stop at the end, where they are missing."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def prose(text: str) -> str:
+    """True minus signs, and no line that ends between a number and its percent sign."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, text).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def criterion_name(criterion: Criterion) -> str:

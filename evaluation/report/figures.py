@@ -114,7 +114,8 @@ def difference_distribution(
     axes.set_xlabel(label)
     axes.set_ylabel("resamples")
     axes.set_ylim(0, 1.18 * float(np.max(counts)))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    if thresholds:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
     _tidy(axes)
     return figure
 

@@ -18,6 +18,7 @@ from evaluation.report.display import (
     fact,
     headline,
     number,
+    prose,
     sentence,
     settled_by,
     stored,
@@ -137,6 +138,5 @@ def _resource(name: str) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    # A line does not end between a number and its percent sign.
-    environment.filters["prose"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.filters["prose"] = prose
     return environment.from_string(_resource("report.html.j2"))

@@ -48,7 +48,7 @@ def _criteria(verdict: Verdict) -> list[str]:
             [criterion_name(criterion), words(criterion.observed), words(criterion.threshold), f"{sign} {meaning}"]
         )
     reasons = [f"{criterion_name(criterion)}: {sentence(criterion.reason)}" for criterion in verdict.criteria]
-    return [_grid(["criterion", "observed", "required", "result"], "lrrl", rows), "\n".join(_points(reasons))]
+    return [_grid(["criterion", "observed", "threshold", "result"], "lrrl", rows), "\n".join(_points(reasons))]
 
 
 def _results(table: Table) -> list[str]:

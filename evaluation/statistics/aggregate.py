@@ -16,6 +16,9 @@ from scipy import stats
 from evaluation.statistics.crossed import Floats, crossed_mean, finite, seeds_said
 from evaluation.statistics.interval import Interval, NotDecidable, t_interval
 
+BATCH = 1_000_000
+"""Resampled scores held in memory at once."""
+
 
 def interquartile_mean(scores: ArrayLike, *, level: float, resamples: int, seed: int) -> Interval:
     """Mean of the middle half of all scores: less swayed by outliers than the mean, less noisy than the median.
@@ -67,7 +70,9 @@ def _margin(part: Floats, resamples: int, rng: np.random.Generator) -> float:
         raise ValueError(f"resamples: expected at least 2, was {resamples}")
     K = len(part)
     draws = rng.integers(K, size=(resamples, K))
-    return float(np.var([_middle(part[rows].reshape(1, -1))[0] for rows in draws], ddof=1)) * K / (K - 1)
+    batches = np.array_split(draws, 1 + resamples * part.size // BATCH)
+    redrawn = np.concatenate([_middle(part[rows].reshape(len(rows), -1)) for rows in batches if len(rows)])
+    return float(redrawn.var(ddof=1)) * K / (K - 1)
 
 
 def _middle(rows: Floats) -> Floats:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from evaluation.statistics.crossed import crossed_mean, finite, seed_margin
 from evaluation.statistics.interval import Interval, NotDecidable, t_interval
@@ -163,7 +163,7 @@ def quantile_upper_bound(samples: ArrayLike, q: float = 0.99, *, level: float) -
 # Upper bound of a rate at one-sided error `tail`, from its estimate over so many paths.
 def _bound_with_one_seed(rate: float, paths: int, tail: float) -> float:
     events = rate * paths
-    return 1.0 if events >= paths else float(stats.beta.ppf(1.0 - tail, events + 1.0, paths - events))
+    return 1.0 if events >= paths else float(special.betaincinv(events + 1.0, paths - events, 1.0 - tail))
 
 
 def _bound_with_seeds(rate: float, paths: int, tail: float) -> float:
@@ -185,12 +185,14 @@ def _lower(above: Callable[[float, int, float], float], rate: float, paths: int,
 
 # Smallest number of paths at which the upper end is below the margin; it falls with the paths.
 def _paths_needed(high: Callable[[int], float], margin: float) -> int | None:
-    if not high(MOST_PATHS) < margin:
-        return None
-    few, enough = 2, MOST_PATHS
-    while few < enough:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if high(middle) < margin else (middle + 1, enough)
+    too_few, enough = 1, 2
+    while not high(enough) < margin:
+        too_few, enough = enough, 2 * enough
+        if enough > MOST_PATHS:
+            return None
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if high(middle) < margin else (middle, enough)
     return enough
 
 

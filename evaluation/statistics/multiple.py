@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from arch.bootstrap import SPA, StepM
+from arch.bootstrap import StepM
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from evaluation.metrics import sharpe_ratio
+from evaluation.metrics import SAME, sharpe_ratio
 from evaluation.statistics.crossed import finite
 from evaluation.statistics.influence import block_length, hac_variance, influence
 from evaluation.statistics.interval import NotDecidable
@@ -45,7 +45,7 @@ class SuperiorPolicies:
     """Candidates that StepM keeps, in the given order; the chance of any wrong one is at most `1 - level`."""
     level: float
     block: float
-    """Mean block length of the bootstrap, bars."""
+    """Mean block length of the bootstrap, bars; NaN where every candidate is the benchmark itself."""
 
 
 def expected_max_sharpe(trials: int, trial_sharpe_std: float) -> float:
@@ -130,7 +130,7 @@ def superior_policies(
     if not candidates:
         raise ValueError("candidates: expected at least one policy, was none")
     base = _series("benchmark", benchmark)
-    gains = []
+    gains = {}
     for name, returns in candidates.items():
         series = _series(f"candidates[{name!r}]", returns)
         if len(series) != len(base):
@@ -138,20 +138,26 @@ def superior_policies(
                 f"candidates[{name!r}]: expected the {len(base)} bars of the benchmark, was {len(series)}; "
                 "policies are compared on identical bars"
             )
-        gains.append(sharpe_ratio(series, 1.0) - sharpe_ratio(base, 1.0) + influence(series) - influence(base))
-    length = max(block_length(gain - gain.mean(), block) for gain in gains)
-    # Losses against a benchmark of zero. A copy of the benchmark stays at zero and is never superior.
-    errors = [math.sqrt(hac_variance(gain - gain.mean()) * len(base)) or 1.0 for gain in gains]
-    losses = -np.stack([gain / error for gain, error in zip(gains, errors, strict=True)], axis=1)
-    against = np.zeros(len(base))
-    whole = max(1, round(length))
-    spa = SPA(against, losses, block_size=whole, reps=resamples, seed=seed)
-    spa.compute()
-    step = StepM(against, losses, size=1.0 - level, block_size=whole, reps=resamples, seed=seed)
+        gain = sharpe_ratio(series, 1.0) - sharpe_ratio(base, 1.0) + influence(series) - influence(base)
+        if np.abs(gain).max() > SAME:  # else the benchmark itself, at whatever leverage
+            gains[name] = gain
+    if not gains:
+        return SuperiorPolicies(p_value=1.0, superior=(), level=level, block=math.nan)
+    length = max(block_length(gain - gain.mean(), block) for gain in gains.values())
+    losses = [-gain / math.sqrt(hac_variance(gain - gain.mean()) * len(base)) for gain in gains.values()]
+    step = StepM(
+        np.zeros(len(base)),  # losses of the benchmark, from which the gains are counted
+        np.stack(losses, axis=1),
+        size=1.0 - level,
+        block_size=max(1, round(length)),
+        reps=resamples,
+        seed=seed,
+    )
     step.compute()
-    names = tuple(candidates)
+    step.spa.compute()  # over all candidates again, from the resamples it already has
+    names = tuple(gains)
     return SuperiorPolicies(
-        p_value=float(spa.pvalues["consistent"]),
+        p_value=float(step.spa.pvalues["consistent"]),
         superior=tuple(names[index] for index in sorted(step.superior_models)),
         level=level,
         block=length,

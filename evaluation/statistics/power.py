@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from evaluation.statistics.sharpe import SharpeDifference
 
 MOST = 1_000_000
 """Samples beyond this size are as good as impossible."""
 
-GRID = (np.arange(64) + 0.5) / 64
+GRID = (np.arange(32) + 0.5) / 32
 """Quantile levels over which an estimated variance is averaged."""
 
 
@@ -78,7 +78,7 @@ def chance_of_showing(
 
 # Squares [G] of how far the interval reaches for one source of variance, over what its estimate may be.
 def _squared_reach(variance: float, freedom: float, level: float) -> NDArray[np.float64]:
-    quantile = float(stats.t.ppf(0.5 + level / 2.0, freedom))
+    quantile = float(special.stdtrit(freedom, 0.5 + level / 2.0))
     squares: NDArray[np.float64] = quantile**2 * variance * special.chdtri(freedom, 1.0 - GRID) / freedom
     return squares
 
@@ -135,10 +135,12 @@ def power_table(
 def _smallest(chance: Callable[[int], float], power: float, least: int) -> int | None:
     if not 0.0 < power < 1.0:
         raise ValueError(f"power: expected a number between 0 and 1, was {power}")
-    if chance(MOST) < power:
-        return None
-    few, enough = least, MOST
-    while few < enough:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if chance(middle) >= power else (middle + 1, enough)
+    too_few, enough = least - 1, least
+    while chance(enough) < power:
+        too_few, enough = enough, 2 * enough
+        if enough > MOST:
+            return None
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if chance(middle) >= power else (middle, enough)
     return enough

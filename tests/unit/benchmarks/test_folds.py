@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks.folds import Engine, FoldError, FoldResult, FoldTask, run_folds
 from configs.errors import ConfigError
-from data.files import TEMP_PREFIX
+from data.files import TEMP_PREFIX, canonical_json, sha256_bytes
 
 HERE = Path(__file__).parent
 
@@ -36,7 +38,7 @@ def compute(task: FoldTask) -> dict[str, Any]:
         "closes": np.array(["2020-01-02", "NaT"], dtype="datetime64[us]"),
         "file": np.array(["sp500", "ñ"]),
         "sharpe": float(returns.mean()),
-        "threads": torch.get_num_threads(),
+        "threads": max(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())),
         "notes": {"window": (1, 2), "gate": None},
     }
 
@@ -92,23 +94,25 @@ def test_finished_tasks_are_read_back_and_reported(tmp_path: Path, engine: Engin
     def progress(done: int, total: int, label: str) -> None:
         seen.append((done, total, label))
 
-    first = run_folds(tasks(2, payload), logged, tmp_path / "runs", engine=engine, jobs=2, progress=progress)
+    two = tasks(4, payload)[1:3]
+    first = run_folds(two, logged, tmp_path / "runs", engine=engine, jobs=2, progress=progress)
     second = run_folds(tasks(4, payload), logged, tmp_path / "runs", engine=engine, jobs=2, progress=progress)
-    assert content(second)[:2] == content(first)
-    assert [result.resumed for result in second] == [True, True, False, False]
+    assert content(second)[1:3] == content(first)
+    assert [result.resumed for result in second] == [False, True, True, False]
     assert [result.values["seed"] for result in second] == [0, 1, 2, 3]
     assert calls(payload) == [0, 1, 2, 3]
     assert [(done, total) for done, total, _ in seen] == [(1, 2), (2, 2), (1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [label for *_, label in seen[2:4]] == ["fold 0", "fold 1"]
-    assert {label for *_, label in seen[4:]} == {"fold 2", "fold 3"}
+    assert [label for *_, label in seen[2:4]] == ["fold 1", "fold 2"]
+    assert {label for *_, label in seen[4:]} == {"fold 0", "fold 3"}
 
 
 def test_cores_and_this_process_agree_bit_by_bit_whatever_threads_the_caller_has(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        serial = run_folds(tasks(3), compute, tmp_path / "serial", engine="serial")
-        assert torch.get_num_threads() == 2
+        with threadpool_limits(2):
+            serial = run_folds(tasks(3), compute, tmp_path / "serial", engine="serial")
+            assert {pool["num_threads"] for pool in threadpool_info()} == {torch.get_num_threads()} == {2}
     finally:
         torch.set_num_threads(before)
     parallel = run_folds(tasks(3), compute, tmp_path / "joblib", engine="joblib", jobs=2)
@@ -257,6 +261,39 @@ def test_a_folder_copied_under_another_key_is_not_that_tasks_result(tmp_path: Pa
     with pytest.warns(RuntimeWarning, match="expected the result of 'fold 1', was that of 'fold 0'"):
         (result,) = run_folds([second], logged, tmp_path / "runs", engine="serial")
     assert result.values["seed"] == 1
+
+
+class Burglar:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_smuggled_in_with_the_right_checksums_is_never_opened(tmp_path: Path) -> None:
+    payload = {"log": str(tmp_path / "log")}
+    run_folds(tasks(1, payload), logged, tmp_path / "runs", engine="serial")
+    (folder,) = (tmp_path / "runs").iterdir()
+    np.savez(folder / "arrays.npz", walk=np.array([Burglar(tmp_path / "broken-in")], dtype=object))
+    record = json.loads((folder / "result.json").read_text())["record"]
+    record["arrays_sha256"] = sha256_bytes((folder / "arrays.npz").read_bytes())
+    sealed = {"record": record, "sha256": sha256_bytes(canonical_json(record).encode())}
+    (folder / "result.json").write_text(json.dumps(sealed))
+    with pytest.warns(RuntimeWarning, match="computing 'fold 0' again: Object arrays cannot be loaded"):
+        run_folds(tasks(1, payload), logged, tmp_path / "runs", engine="serial")
+    assert not (tmp_path / "broken-in").exists()
+
+
+def test_a_full_disk_stops_the_run_and_leaves_no_half_result(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run_folds(tasks(1), compute, tmp_path, engine="serial")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_damaged_result_stays_when_its_task_fails(tmp_path: Path) -> None:

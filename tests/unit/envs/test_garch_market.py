@@ -124,12 +124,14 @@ def test_rows_fields_and_truth_are_those_of_the_synthetic_market() -> None:
 def test_a_seed_fixes_every_number_and_numpys_global_generator_is_left_alone() -> None:
     np.random.seed(1)  # noqa: NPY002  what somebody else may have done
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
-    one = simulate_garch_panel(MARKET, GarchConfig(), paths=2, bars=100, seed=19).features.values
+    one = simulate_garch_panel(SILENT, GarchConfig(), paths=2, bars=100, seed=19).features.values
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
     np.random.seed(2)  # noqa: NPY002
-    same, other = (simulate_garch_panel(MARKET, GarchConfig(), paths=2, bars=100, seed=seed) for seed in (19, 20))
+    same, other = (simulate_garch_panel(SILENT, GarchConfig(), paths=2, bars=100, seed=seed) for seed in (19, 20))
     np.testing.assert_array_equal(one, same.features.values)
     assert (one != other.features.values).any(axis=1).all()
+    # The sum of both parts is the GARCH return alone, without the noise of its split at the open.
+    assert (np.abs((one - other.features.values)[:, :, :2].sum(axis=2)) > 1e-9).all()
     assert (one[0, :, 0] != one[1, :, 0]).all()
 
 

@@ -23,6 +23,7 @@ from envs.synthetic import (
     WARMUP,
     MarketPaths,
     SyntheticPanel,
+    assemble_market,
     market_features,
     signal_persistence,
     simulate_market,
@@ -205,6 +206,26 @@ def test_high_and_low_are_the_extremes_of_a_brownian_motion(market: MarketPaths)
     for extreme in (np.log(free.high / free.open), -np.log(free.low / free.open)):
         assert close_to(extreme, deviation * math.sqrt(2 / math.pi))
         assert kstest(extreme[:, ::10].ravel() / deviation, "halfnorm").pvalue > 1e-3
+
+
+# Log prices are rounded four times as coarsely above 4 as below 1: a bar that opens beyond a power of two and only
+# drifts would close outside its range by the last bit.
+@pytest.mark.parametrize(("drift", "first_jump"), [(-2.0, 0.0), (2.0, -9.0)])
+def test_no_rounding_takes_a_close_out_of_its_range(drift: float, first_jump: float) -> None:
+    shape = (2000, 80)
+    jump = np.zeros(shape)
+    jump[:, 0] = first_jump
+    market = assemble_market(
+        DEFAULT,
+        np.random.default_rng(1),
+        regime=np.zeros(shape, dtype=np.int8),
+        drift=np.full(shape, drift),
+        scale=np.zeros(shape),
+        diffusion=np.zeros(shape),
+        jump=jump,
+    )
+    assert (market.high >= np.maximum(market.open, market.close)).all()
+    assert (market.low <= np.minimum(market.open, market.close)).all()
 
 
 # --- spread and volume -------------------------------------------------------------------------------------

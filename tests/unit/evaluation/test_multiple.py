@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.statistics import (
+    NotDecidable,
+    deflated_sharpe,
+    expected_max_sharpe,
+    probabilistic_sharpe,
+    superior_policies,
+)
+
+SETTINGS = {"level": 0.95, "resamples": 500, "seed": 1}
+
+# --- deflated Sharpe ratio
+
+
+def two_valued_returns(sharpe: float, bars_per_year: float) -> np.ndarray:
+    """105 losses and 1145 gains: skewness -3 and kurtosis 10, the least that such a skewness allows."""
+    values = np.where(np.arange(1250) < 105, -1.0, 1.0)
+    return 0.01 * ((values - values.mean()) / values.std(ddof=1) + sharpe / math.sqrt(bars_per_year))
+
+
+def test_the_example_of_the_paper():
+    # Bailey and Lopez de Prado (2014): 5 years of daily returns, annual ratio 2.5, 100 trials whose ratios have
+    # variance 1/2, skewness -3, kurtosis 10. They report a highest ratio of 0.1132 a day and a deflated one of 0.9004.
+    assert expected_max_sharpe(100, math.sqrt(0.5 / 250)) == pytest.approx(0.1132, abs=5e-5)
+    result = deflated_sharpe(two_valued_returns(2.5, 250), 100, math.sqrt(0.5), 250)
+    assert result.probability == pytest.approx(0.9004, abs=5e-5)
+    assert result.sharpe == pytest.approx(2.5, rel=1e-9)
+    assert result.expected_max_sharpe / math.sqrt(250) == pytest.approx(0.1132, abs=5e-5)
+    assert result.trials == 100
+
+
+@pytest.mark.parametrize(("trials", "skewness", "kurtosis"), [(46, -3.0, 10.0), (88, 0.0, 3.0)])
+def test_the_trials_at_which_the_example_still_reaches_95_percent(trials, skewness, kurtosis):
+    threshold = expected_max_sharpe(trials, math.sqrt(0.5 / 250))
+    found = probabilistic_sharpe(2.5 / math.sqrt(250), threshold, 1250, skewness, kurtosis)
+    assert found == pytest.approx(0.9505, abs=5e-5)
+
+
+def test_every_trial_costs_and_a_single_one_does_not():
+    returns = np.random.default_rng(0).normal(0.0006, 0.01, 1000)
+    probabilities = [deflated_sharpe(returns, trials, 0.5, 252).probability for trials in (1, 2, 10, 100, 1000)]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(set(probabilities)) == 5
+    once = deflated_sharpe(returns, 1, 0.5, 252)
+    assert once.probability == once.undeflated
+    assert once.expected_max_sharpe == 0.0
+
+
+def test_the_best_of_many_is_as_high_as_expected():
+    draws = np.random.default_rng(1).normal(0.0, 0.4, (4000, 50)).max(axis=1)
+    assert expected_max_sharpe(50, 0.4) == pytest.approx(draws.mean(), rel=0.02)
+
+
+def test_negative_skewness_lowers_the_probability_of_a_gain():
+    symmetric, skewed = (probabilistic_sharpe(0.1, 0.0, 500, skewness, 12.0) for skewness in (0.0, -3.0))
+    assert skewed < symmetric < probabilistic_sharpe(0.1, 0.0, 500, 0.0, 3.0)
+    assert probabilistic_sharpe(0.1, 0.1, 500, -1.0, 5.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.full(50, 0.01), 3, 0.5, 252), "returns: expected returns that vary, was 0.01 on every bar"),
+        ((np.zeros(50), 3, 0.5, 252), "returns: expected returns that vary, was 0 on every bar"),
+        ((np.ones((2, 50)), 3, 0.5, 252), r"returns: expected \[n\], was shape \[2, 50\]"),
+        (([0.01, math.nan] * 20, 3, 0.5, 252), r"returns: expected finite \[n\], was nan at \[1\]"),
+        (([0.01, 0.02] * 20, 0, 0.5, 252), "trials: expected at least 1, was 0"),
+        (([0.01, 0.02] * 20, 3, math.nan, 252), "trial_sharpe_std: expected a finite number of at least 0, was nan"),
+        (([0.01, 0.02] * 20, 3, 0.5, 0), "bars_per_year: expected a positive number"),
+        (([0.01, 0.02] * 5, 3, 0.5, 252), "needs 20 more bars: expected at least 30 bars, was 10"),
+    ],
+)
+def test_bad_trials_and_returns_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        deflated_sharpe(*arguments)
+
+
+def test_impossible_moments_are_refused():
+    with pytest.raises(ValueError, match=r"kurtosis: expected at least 1 \+ skewness\^2 = 10, .* was 3"):
+        probabilistic_sharpe(1.0, 0.0, 500, 3.0, 3.0)
+    with pytest.raises(ValueError, match="bars: expected at least 2, was 1"):
+        probabilistic_sharpe(1.0, 0.0, 1, 0.0, 3.0)
+
+
+# --- superior policies
+
+
+def market(bars: int = 1000) -> tuple[np.random.Generator, np.ndarray]:
+    rng = np.random.default_rng(2)
+    return rng, rng.normal(0.0003, 0.01, bars)
+
+
+def test_only_the_better_policy_is_superior():
+    rng, benchmark = market()
+    candidates = {name: benchmark + rng.normal(0, 0.003, 1000) for name in ("one", "two", "three")}
+    candidates["better"] = benchmark + rng.normal(0.001, 0.003, 1000)
+    result = superior_policies(benchmark, candidates, **SETTINGS)
+    assert result.superior == ("better",)
+    assert result.p_value < 0.01
+    assert result.level == 0.95
+    assert result.block >= 1.0
+
+
+def test_a_noisy_candidate_does_not_hide_a_better_one():
+    rng, benchmark = market()
+    candidates = {
+        "noisy": rng.normal(0.0, 0.01, 1000),
+        "better": benchmark + rng.normal(0.0002, 0.0005, 1000),
+    }
+    assert superior_policies(benchmark, candidates, **SETTINGS).superior == ("better",)
+
+
+def test_leverage_does_not_make_a_policy_superior():
+    _, benchmark = market()
+    copies = {"levered": 3.0 * benchmark, "copy": benchmark}
+    result = superior_policies(benchmark, copies, **SETTINGS)
+    assert result.superior == ()
+    assert result.p_value == 1.0
+    assert math.isnan(result.block)
+    beside = superior_policies(benchmark, {**copies, "better": benchmark + 0.001}, **SETTINGS)
+    assert beside.superior == ("better",)
+
+
+def test_among_many_equal_policies_a_superior_one_is_rarely_found():
+    rng = np.random.default_rng(3)
+    N, found = 100, 0
+    for run in range(N):
+        benchmark = rng.normal(0.0003, 0.01, 150)
+        candidates = {str(index): benchmark + rng.normal(0, 0.005, 150) for index in range(10)}
+        found += bool(superior_policies(benchmark, candidates, level=0.9, resamples=100, seed=run, block=1.0).superior)
+    assert found / N <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / N)
+
+
+def test_the_same_seed_gives_the_same_answer():
+    rng, benchmark = market(300)
+    candidates = {"other": benchmark + rng.normal(0.0002, 0.003, 300)}
+    first, again = (superior_policies(benchmark, candidates, **SETTINGS) for _ in range(2))
+    assert first == again
+    assert superior_policies(benchmark, candidates, **SETTINGS, block=7.0).block == 7.0
+
+
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        ({}, "candidates: expected at least one policy, was none"),
+        ({"short": np.ones(50)}, r"candidates\['short'\]: expected returns that vary"),
+        ({"short": np.arange(50.0)}, r"candidates\['short'\]: expected the 100 bars of the benchmark, was 50"),
+        ({"gap": np.full(100, math.nan)}, r"candidates\['gap'\]: expected finite \[n\], was nan at \[0\]"),
+    ],
+)
+def test_bad_candidates_are_refused(candidates, message):
+    with pytest.raises(ValueError, match=message):
+        superior_policies(np.random.default_rng(4).normal(0, 0.01, 100), candidates, **SETTINGS)
+
+
+def test_too_few_bars_for_a_comparison_cannot_be_decided():
+    with pytest.raises(NotDecidable, match="needs 10 more bars: benchmark: expected at least 30 bars, was 20"):
+        superior_policies(np.arange(20.0), {"other": np.arange(20.0)}, **SETTINGS)
+    with pytest.raises(ValueError, match="level: expected a number between 0 and 1, was 1"):
+        superior_policies(np.arange(40.0), {"other": np.arange(40.0)}, level=1.0, resamples=10, seed=0)
