@@ -36,7 +36,7 @@ from mbpo import (
 from mbpo.dqn import train_dqn
 from mbpo.planning import PlannerPolicy
 from mbpo.sac import train_sac
-from world_model import MarketModel, fit_market_model
+from world_model import MarketModel, evaluate_market_model, fit_market_model
 
 Family = Literal["reference", "rule", "forecast", "model_free", "model_based"]
 """What kind of policy it is; the claim compares the best of `model_based` with the best of `model_free`."""
@@ -103,6 +103,8 @@ class Fitted:
     """Walk only the first test markets: for a policy that is slow over many."""
     notes: Mapping[str, float] = field(default_factory=dict)
     """How it was fitted."""
+    evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Arrays for a report."""
 
 
 Learner = Callable[[Lesson, Progress], dict[str, Fitted]]
@@ -239,9 +241,21 @@ def fit_model_based(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     alone = planner(seed=config.seed, name="planner")
     joined = planner(seed=config.seed, value=policy, name="mbpo_planner")
     return {
-        "mbpo": Fitted(policy, "model_based", disagreement, notes=notes),
+        "mbpo": Fitted(policy, "model_based", disagreement, notes=notes, evidence=calibration(lesson, model)),
         "planner": Fitted(alone, "model_based", disagreement, max_paths=few),
         "mbpo_planner": Fitted(joined, "model_based", disagreement, max_paths=few),
+    }
+
+
+def calibration(lesson: Lesson, model: MarketModel) -> dict[str, np.ndarray]:
+    """How the world model does on the first validation market.
+
+    Returns: `pit` [N, M] probability integral transforms, `coverage` [3] of central 50, 80 and 95 % intervals.
+    """
+    scores = evaluate_market_model(model, lesson.validation.values[0], lesson.validation.fields)
+    return {
+        "pit": scores.pit.astype(np.float32),
+        "coverage": np.array([scores.coverage[level] for level in ("50", "80", "95")]),
     }
 
 

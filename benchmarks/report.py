@@ -19,7 +19,6 @@ from evaluation.mask_plot import mask_reasons
 from evaluation.plots import holdout_calibration, png_bytes
 from evaluation.report import Column, Figure, Report, Section, Table
 from evaluation.report.figures import difference_distribution, equity_fan, forest, regime_and_position, sharpe_by_size
-from evaluation.statistics import Interval
 
 SHOWN = 5
 """Policies in a picture; more cannot be told apart."""
@@ -49,13 +48,13 @@ def suite_report(
     suite = config.evaluation.suite
     main = findings.main
     subtitle = (
-        f"{len(main.policies)} policies on {suite.test_paths} simulated markets of {suite.test_bars:,} bars, trained on "
-        f"{', '.join(f'{bars:,}' for bars in sorted(findings.sizes))} bars, {suite.num_seeds} training runs each. "
+        f"{len(main.policies)} policies on {suite.test_paths} simulated markets of {suite.test_bars:,} bars, trained "
+        f"on {', '.join(f'{bars:,}' for bars in sorted(findings.sizes))} bars, {suite.num_seeds} training runs each. "
         f"The verdict is that of {findings.primary:,} training bars."
     )
     sections = (
         _lengths(findings, config),
-        _equity(config, main, judged_market(config).features.timestamps),
+        _equity(main, judged_market(config).features.timestamps),
         _claim(main, config),
         _comparisons(findings),
         _more_metrics(main),
@@ -89,7 +88,7 @@ def walk_forward_report(
     )
     sections = (
         _folds(main, folds),
-        _equity(config, main, timestamps),
+        _equity(main, timestamps),
         _claim(main, config),
         _comparisons(findings),
         _more_metrics(main),
@@ -106,14 +105,10 @@ def _report(
     facts: Mapping[str, Any],
     config: DetentConfig,
 ) -> Report:
-    verdict = main.claim.verdict
     return Report(
         title=title,
         subtitle=subtitle,
-        decision=str(verdict.decision),
-        headline=verdict.headline,
-        next_step=verdict.next_step,
-        criteria=verdict.criteria,
+        verdict=main.claim.verdict,
         results=results_table("Results", main, config),
         sections=tuple(sections),
         not_shown=_not_shown(main),
@@ -147,8 +142,8 @@ def results_table(name: str, main: SizeFindings, config: DetentConfig) -> Table:
         )
     first = next(iter(main.policies.values()))
     note = (
-        f"Mean over training runs and {first.paths} paths, {rules.confidence:.0%} intervals over runs and paths. Decision: "
-        f"one state at a time, in Python; the exported graph is timed by `detent bench latency`."
+        f"Mean over training runs and {first.paths} paths, {rules.confidence:.0%} intervals over runs and paths. "
+        f"Decision: one state at a time, in Python; the exported graph is timed by `detent bench latency`."
     )
     few = sorted({one.name for one in main.policies.values() if one.paths < first.paths})
     if few:
@@ -240,8 +235,8 @@ def _claim(main: SizeFindings, config: DetentConfig) -> Section:
     if claim.kill_switch is not None:
         events = claim.kill_switch.paths_with_events
         text.append(
-            f"Kill switch: {claim.challenger} on {events[0]} paths, {claim.baseline} on {events[1]}; its rate is at most "
-            f"{claim.kill_switch.rate_a_bound:.1%} at {rules.confidence:.0%}."
+            f"Kill switch: {claim.challenger} on {events[0]} paths, {claim.baseline} on {events[1]}; its rate is at "
+            f"most {claim.kill_switch.rate_a_bound:.1%} at {rules.confidence:.0%}."
         )
     if deflated is not None:
         text.append(
@@ -270,8 +265,9 @@ def _comparisons(findings: Findings) -> Section:
     if main.superior is not None:
         better = _listed(main.superior.superior) or "none"
         text = (
-            f"Better than buy and hold, all policies tested at once (StepM, {main.superior.level:.0%}): {better}; Hansen's "
-            f"SPA p-value {main.superior.p_value:.3f}. Both on a book that spreads its money over all runs and paths.",
+            f"Better than buy and hold, all policies tested at once (StepM, {main.superior.level:.0%}): {better}; "
+            f"Hansen's SPA p-value {main.superior.p_value:.3f}. Both on a book that spreads its money over all runs "
+            f"and paths.",
         )
     picture = forest(
         {f"{one.challenger} - {one.baseline}": one.sharpe.interval for one in pairs},
@@ -348,14 +344,9 @@ def _folds(main: SizeFindings, folds: Sequence[Mapping[str, str]]) -> Section:
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 
-def _equity(config: DetentConfig, main: SizeFindings, timestamps: NDArray[np.datetime64]) -> Section:
+def _equity(main: SizeFindings, timestamps: NDArray[np.datetime64]) -> Section:
     chosen = _shown(main)
-    curves = {
-        name: np.cumprod(1.0 + np.pad(one.returns[0].astype(np.float64), ((0, 0), (1, 0))), axis=1)
-        if one.paths > 1
-        else np.cumprod(1.0 + np.pad(one.returns[:, 0].astype(np.float64), ((0, 0), (1, 0))), axis=1)
-        for name, one in chosen.items()
-    }
+    curves = {name: _equity_of(one.returns[0] if one.paths > 1 else one.returns[:, 0]) for name, one in chosen.items()}
     over = "paths of the first training run" if next(iter(chosen.values())).paths > 1 else "training runs"
     figure = Figure(
         "Equity and drawdown",
@@ -363,6 +354,12 @@ def _equity(config: DetentConfig, main: SizeFindings, timestamps: NDArray[np.dat
         f"Median and central 80 % of equity and drawdown over {over}, for {_listed(chosen)}.",
     )
     return Section("Equity and drawdown", (), (), (figure,))
+
+
+def _equity_of(returns: NDArray[np.float32]) -> NDArray[np.float64]:
+    growth = np.pad(1.0 + returns.astype(np.float64), ((0, 0), (1, 0)), constant_values=1.0)
+    curves: NDArray[np.float64] = np.cumprod(growth, axis=1)
+    return curves
 
 
 def _first_market(config: DetentConfig, findings: Findings) -> Section:
@@ -484,7 +481,9 @@ def _shown(main: SizeFindings) -> dict[str, Walked]:
 
 
 def _not_shown(main: SizeFindings) -> tuple[str, ...]:
-    lines = [f"{criterion.name}: {criterion.reason}" for criterion in main.claim.verdict.criteria if not criterion.passed]
+    lines = [
+        f"{criterion.name}: {criterion.reason}" for criterion in main.claim.verdict.criteria if not criterion.passed
+    ]
     return tuple(lines)
 
 
@@ -494,6 +493,3 @@ def _mean(one: Walked, metric: str) -> float:
 
 def _listed(names: Any) -> str:
     return ", ".join(names)
-
-
-__all__ = ["Interval", "results_table", "suite_report", "walk_forward_report"]

@@ -28,11 +28,15 @@ from envs.panel import FeaturePanel
 from envs.synthetic import WARMUP, SyntheticPanel, simulate_panel
 from evaluation import Policy, metrics_by_path
 from evaluation.belief import BeliefPolicy, filtered_signal_std, with_beliefs
-from evaluation.leak import shuffled_market, with_tomorrow
+from evaluation.leak import shuffled_market, with_tomorrow, without_signal
 from evaluation.oracle import OraclePolicy, solve_oracle
 
-Variant = Literal["plain", "leak", "shuffled"]
-"""`leak`: tomorrow's return is a feature. `shuffled`: nothing predicts anything."""
+Variant = Literal["plain", "leak", "shuffled", "no_signal"]
+"""`leak`: tomorrow's return is a feature. `shuffled`: the signal columns are those of another time. `no_signal`: they
+are zero, which is what shuffled ones must be worth; past returns still tell of regime and signal."""
+
+ALTERED: tuple[Variant, ...] = ("leak", "shuffled", "no_signal")
+"""The checks of the instrument."""
 
 VALIDATION_SEED, TEST_SEED, STRESS_SEED = 100_000, 200_000, 300_000
 """Distances from `base_seed`; training path i has base_seed + 1 + i, so there is room for 99,999 of them."""
@@ -94,10 +98,8 @@ def plan_suite(config: DetentConfig) -> list[Cell]:
         for bars in sorted(suite.train_bars, reverse=True)
         for run in range(suite.num_seeds)
     ]
-    checks = [
-        Cell(learner, longest, 0, variant) for variant in ("leak", "shuffled") for learner in suite.check_learners
-    ]
-    return [*cells, *checks, Cell("truth"), Cell("truth", variant="shuffled"), Cell("references")]
+    checks = [Cell(learner, longest, 0, variant) for variant in ALTERED for learner in suite.check_learners]
+    return [*cells, *checks, Cell("truth"), Cell("references")]
 
 
 def suite_tasks(config: DetentConfig) -> list[FoldTask]:
@@ -129,7 +131,7 @@ def work_on_cell(task: FoldTask) -> dict[str, Any]:
     config, cell = task.payload
     years = config.evaluation.market.bars_per_year
     started = time.perf_counter()
-    fitted = _truth(config, cell) if cell.learner == "truth" else _fit(config, cell)
+    fitted = _truth(config) if cell.learner == "truth" else _fit(config, cell)
     seconds = time.perf_counter() - started
     arrays: dict[str, NDArray[Any]] = {}
     facts: dict[str, Any] = {}
@@ -171,6 +173,7 @@ def judge(
         "invalid_actions": np.array([result.invalid_actions]),
         "decision_ms": time_decisions(dynamics, panel, fitted, config.evaluation.suite.timed_decisions),
         **first,
+        **fitted.evidence,
         **metrics_by_path(result, bars_per_year),
     }
 
@@ -219,17 +222,13 @@ def _fit(config: DetentConfig, cell: Cell) -> dict[str, Prepared]:
     return {name: (one, lesson.dynamics, lambda panel: panel.features) for name, one in fitted.items()}
 
 
-def _truth(config: DetentConfig, cell: Cell) -> dict[str, Prepared]:
-    # Reference levels: they may read what the market hides, in columns that nobody else has. Where labels are shuffled
-    # the yardstick is a filter that knows the signal to be worthless.
+def _truth(config: DetentConfig) -> dict[str, Prepared]:
+    # Reference levels: they may read what the market hides, in columns that nobody else has.
     market = config.evaluation.market
-    if cell.variant == "shuffled":
-        market = market.model_copy(update={"signal_drift": 0.0})
     wide: dict[str, Callable[[SyntheticPanel], FeaturePanel]] = {
-        "belief_filter": lambda panel: with_beliefs(panel.features, market)
+        "oracle": SyntheticPanel.with_truth,
+        "belief_filter": lambda panel: with_beliefs(panel.features, market),
     }
-    if cell.variant == "plain":
-        wide["oracle"] = SyntheticPanel.with_truth
     prepared: dict[str, Prepared] = {}
     for name, prepare in wide.items():
         dynamics = TradingDynamics.from_config(prepare(judged_market(config)).names, config)
@@ -247,11 +246,14 @@ def _truth_policy(name: str, dynamics: TradingDynamics, market: SyntheticMarketC
 
 
 def _altered(panel: SyntheticPanel, cell: Cell) -> SyntheticPanel:
-    if cell.variant == "leak":
-        return SyntheticPanel(with_tomorrow(panel.features), panel.regime, panel.true_signal)
-    if cell.variant == "shuffled":
-        return SyntheticPanel(shuffled_market(panel.features, seed=0), panel.regime, panel.true_signal)
-    return panel
+    if cell.variant == "plain":
+        return panel
+    changed = {
+        "leak": with_tomorrow,
+        "shuffled": partial(shuffled_market, seed=len(panel.features)),
+        "no_signal": without_signal,
+    }[cell.variant](panel.features)
+    return SyntheticPanel(changed, panel.regime, panel.true_signal)
 
 
 # --- markets, once per process -----------------------------------------------------------------------------------
@@ -264,6 +266,7 @@ def _validation_panel(config: DetentConfig) -> SyntheticPanel:
 
 
 def judged_market(config: DetentConfig) -> SyntheticPanel:
+    """The test markets, the same for every policy."""
     suite = config.evaluation.suite
     return _simulated(config.evaluation.market, suite.test_paths, suite.test_bars, suite.base_seed + TEST_SEED)
 

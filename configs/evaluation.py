@@ -13,6 +13,8 @@ from configs.section import Count, Fraction, NonNegative, Positive, Section
 
 Regimes = tuple[float, float, float]
 """One number per hidden regime: calm, sideways, stressed."""
+PositiveRegimes = tuple[Positive, Positive, Positive]
+NonNegativeRegimes = tuple[NonNegative, NonNegative, NonNegative]
 
 
 class SyntheticMarketConfig(Section):
@@ -23,29 +25,29 @@ class SyntheticMarketConfig(Section):
 
     bars_per_day: Count = 1
     """1 for daily bars, 390 for one-minute bars; a year has 252 days."""
-    drift: Regimes = (0.15, 0.04, -0.20)
+    drift: Regimes = (0.18, -0.06, -0.45)
     """Mean log return per year of each regime, jumps included."""
-    volatility: Regimes = (0.10, 0.14, 0.26)
+    volatility: PositiveRegimes = (0.10, 0.14, 0.26)
     """Standard deviation of the diffusive return per square root of a year."""
-    duration_days: Regimes = (120.0, 60.0, 30.0)
+    duration_days: PositiveRegimes = (120.0, 60.0, 30.0)
     """Mean stay in each regime; a leaving market enters either other regime with equal chance."""
-    signal_drift: NonNegative = 0.25
+    signal_drift: NonNegative = 0.30
     """Mean log return per year that one standard deviation of the true signal adds."""
     signal_half_life_days: Positive = 10.0
     """Half-life of the AR(1) signal."""
-    signal_noise: NonNegative = 0.7
+    signal_noise: NonNegative = 1.7
     """Standard deviation of the noise on the observed signal, in standard deviations of the true one."""
-    spread_bps: Regimes = (1.0, 2.0, 5.0)
+    spread_bps: PositiveRegimes = (1.0, 2.0, 5.0)
     """Mean quoted spread of each regime, basis points of price."""
     spread_noise: NonNegative = 0.6
     """Standard deviation of the log spread around its regime: without it the spread would give the regime away."""
     volume_noise: NonNegative = 0.4
     """Standard deviation of the log volume around its regime."""
-    jump_rate: Regimes = (0.5, 1.0, 6.0)
+    jump_rate: NonNegativeRegimes = (0.5, 1.0, 6.0)
     """Jumps per year; they fall into the gap before the open."""
     jump_std: NonNegative = 0.02
     """Standard deviation of a jump's log return; jumps have mean zero."""
-    gap_share: Fraction = 0.2
+    gap_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of a bar's mean and variance that falls between the previous close and the open."""
 
     @property
@@ -78,11 +80,11 @@ class GarchConfig(Section):
 class RidgeConfig(Section):
     """Ridge forecast of the next returns and a cost-aware choice; both grids are searched on validation."""
 
-    horizons: tuple[Count, ...] = (5, 10, 20)
+    horizons: tuple[Count, ...] = (3, 5, 10, 20)
     """Bars ahead whose mean return is forecast."""
     penalties: tuple[Positive, ...] = (10.0, 100.0, 1000.0, 10000.0)
     """Ridge penalties on standardised features."""
-    risk_aversions: tuple[NonNegative, ...] = (0.0, 2.0, 5.0)
+    risk_aversions: tuple[NonNegative, ...] = (0.0, 5.0, 20.0, 50.0)
     """Weights of the variance in the choice; 0 maximises expected growth after costs."""
 
 

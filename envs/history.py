@@ -73,7 +73,7 @@ class HistoryBatch:
     @property
     def last_row(self) -> int:
         """Index of the last feature row, on which no decision is made."""
-        return self.features.shape[1] - 1
+        return int(self.features.shape[1]) - 1
 
     def restart(self, rows: np.ndarray, time: np.ndarray) -> None:
         """Begin new walks: `rows` indexes the batch, `time` gives their first feature row, before the last one."""

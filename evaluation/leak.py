@@ -58,6 +58,16 @@ def shuffled_market(panel: FeaturePanel, seed: int) -> FeaturePanel:
     return FeaturePanel(panel.timestamps, panel.fields, values)
 
 
+def without_signal(panel: FeaturePanel) -> FeaturePanel:
+    """The panel with its `PREDICTIVE` columns at zero: what is left when nobody hears the signal.
+
+    Raises: ValueError if a column is missing.
+    """
+    values = panel.values.copy()
+    values[:, :, [_column(panel, name) for name in PREDICTIVE]] = 0.0
+    return FeaturePanel(panel.timestamps, panel.fields, values)
+
+
 def _column(panel: FeaturePanel, name: str) -> int:
     if name not in panel.names:
         raise ValueError(f"panel: expected a column {name!r}, was {', '.join(panel.names)}")

@@ -39,7 +39,7 @@ class QPolicy:
         Raises: MaskingError where a value is NaN; InvalidMaskError.
         """
         obs = torch.as_tensor(np.asarray(self.scaler(state[:, :-1])))
-        validate_action_masks(action_masks, num_actions=self.network.action_space.n, batch=len(obs))
+        validate_action_masks(action_masks, num_actions=int(self.network.action_space.n), batch=len(obs))
         with torch.no_grad():
             values = self.network(obs).numpy()
         broken = np.flatnonzero(np.isnan(values).any(axis=1))

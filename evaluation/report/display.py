@@ -24,7 +24,7 @@ def number(value: float | None, spec: str = "") -> str:
     if math.isinf(value):
         return "∞" if value > 0 else MINUS + "∞"
     spec = spec or (",.0f" if float(value).is_integer() and abs(value) < 1e15 else ".3g")
-    text = format(float(value), spec)
+    text = format(value, spec)
     if text.startswith("-") and not any(digit in text for digit in "123456789"):
         text = format(0.0, spec)
     return text.replace("-", MINUS)

@@ -120,7 +120,7 @@ def test_the_true_signal_is_a_stationary_unit_autoregression(market: MarketPaths
 
 def test_the_observed_signal_adds_independent_noise(market: MarketPaths) -> None:
     noise = market.signal - market.true_signal
-    assert close_to(np.square(noise), 0.7**2)
+    assert close_to(np.square(noise), DEFAULT.signal_noise**2)
     assert close_to(noise[:, 1:] * noise[:, :-1], 0.0)
     assert close_to((noise * market.true_signal).mean(axis=1), 0.0)
 
@@ -135,10 +135,10 @@ def test_the_signal_moves_the_next_bar_by_its_drift(market: MarketPaths) -> None
     drift = np.array(DEFAULT.drift)[market.regime[:, 1:]] / 252
     for response, share in ((gap, 0.2), (intraday, 0.8)):
         estimate, error = slope(market.true_signal[:, :-1], response - share * drift)
-        assert abs(estimate - share * 0.25 / 252) < 4 * error
+        assert abs(estimate - share * DEFAULT.signal_drift / 252) < 4 * error
         # Noise in the regressor attenuates: variance 1 of the signal over 1 + 0.7^2.
         estimate, error = slope(market.signal[:, :-1], response - share * drift)
-        assert abs(estimate - share * 0.25 / 252 / 1.49) < 4 * error
+        assert abs(estimate - share * DEFAULT.signal_drift / 252 / 1.49) < 4 * error
 
 
 def test_the_signal_of_a_bar_does_not_move_that_bar() -> None:
@@ -147,7 +147,7 @@ def test_the_signal_of_a_bar_does_not_move_that_bar() -> None:
     market = simulate_market(config, paths=100, bars=2000, seed=5)
     gap, intraday = parts(market)
     estimate, error = slope(market.true_signal[:, 1:], gap + intraday)
-    assert abs(estimate - 0.25 / 252) < 4 * error
+    assert abs(estimate - DEFAULT.signal_drift / 252) < 4 * error
 
 
 # --- returns -----------------------------------------------------------------------------------------------
@@ -208,8 +208,8 @@ def test_high_and_low_are_the_extremes_of_a_brownian_motion(market: MarketPaths)
         assert kstest(extreme[:, ::10].ravel() / deviation, "halfnorm").pvalue > 1e-3
 
 
-# Log prices are rounded four times as coarsely above 4 as below 1: a bar that opens beyond a power of two and only
-# drifts would close outside its range by the last bit.
+# The spacing of floats doubles at a power of two: where the log price crosses one, open plus move can miss the close
+# by the last bit. Bars that only drift have their close as an extreme; 4 is crossed downwards, -4 upwards.
 @pytest.mark.parametrize(("drift", "first_jump"), [(-2.0, 0.0), (2.0, -9.0)])
 def test_no_rounding_takes_a_close_out_of_its_range(drift: float, first_jump: float) -> None:
     shape = (2000, 80)

@@ -211,6 +211,9 @@ def test_hold_wins_ties_and_rounding_causes_no_trade():
     # gains nothing by trading to 1.
     almost = np.nextafter(np.float32(1), np.float32(0))
     assert choose(policy(), rows(signal_5=[0.0, 0.5], position=[0.0, almost])) == [HOLD, HOLD]
+    # A ninth of the cost per bar over nine bars just pays for a trade; in floats 0.75 gains 1e-19.
+    break_even = RidgeForecast(NAMES, 9, 1.0, np.zeros(5), 1e-3 / 9)
+    assert choose(policy(forecast=break_even), rows(position=[0.0])) == [HOLD]
 
 
 def test_a_mask_of_the_best_action_leaves_the_next_best():
@@ -223,7 +226,9 @@ def test_a_mask_of_the_best_action_leaves_the_next_best():
 def test_a_number_that_is_not_finite_holds_that_row_only(column, unknown):
     state = rows(signal_5=[1e-2, 1e-2])
     state[0, DYNAMICS.state_names.index(column)] = unknown
-    assert choose(policy(risk_aversion=1.0), state) == [HOLD, ALL]
+    # With the intercept a row of zeros would buy: unknown is not zero.
+    optimist = RidgeForecast(NAMES, 5, 1.0, ECHO.coefficients, 1e-2)
+    assert choose(policy(1.0, optimist), state) == [HOLD, ALL]
 
 
 @given(

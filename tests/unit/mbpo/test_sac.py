@@ -20,10 +20,10 @@ DYNAMICS = make_dynamics(min_holding_bars=0)
 ROWS = 300
 TIMES = np.arange("2020-01-01", "2020-10-27", dtype="datetime64[D]")
 SMALL = SACConfig(
-    total_steps=4000, num_envs=16, gradient_steps=2, batch_size=64, learning_rate=3e-3, gamma=0.5, net_arch=(16,),
-    validations=4,
+    total_steps=2400, num_envs=16, gradient_steps=2, batch_size=64, learning_rate=3e-3, gamma=0.5, net_arch=(16,),
+    validations=2,
 )  # fmt: skip
-TINY = SMALL.model_copy(update={"total_steps": 640})
+TINY = SMALL.model_copy(update={"total_steps": 640, "validations": 4})
 HOLD, ZERO, HALF, THREE_QUARTERS, ALL = 0, 1, 3, 4, 5
 
 
