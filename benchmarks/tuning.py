@@ -54,7 +54,7 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
         "mbpo.real_ratio": (0.25, 0.5, 0.75),
     },
 }
-"""Values tried for each learner that is tuned by trials; rule and forecast policies search their own grid in every fit."""
+"""Values tried for each learner; rule and forecast policies search a grid of their own in every fit."""
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class WalkForwardConfig(Section):
     """Folds over real bars; their windows are those of `data.split`."""
 
     embargo_bars: Annotated[int, Field(ge=0)] = 5
-    """Bars dropped after each test window's start of information, on top of the purge of the feature look-back."""
+    """Bars dropped after the training and after the validation window, on top of the purge of look-back and rollout."""
     max_folds: Count | None = None
     """Only the newest folds; null takes all that fit."""
     num_seeds: Annotated[int, Field(ge=1, le=1000)] = 3

@@ -20,7 +20,7 @@ from data.files import (
     sha256_file,
 )
 from data.scaler import Scaler
-from data.splits import Split, walk_forward_splits
+from data.splits import Split, check_split, walk_forward_splits
 from data.transitions import ReplaySchema, Transitions
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_text",
     "canonical_json",
+    "check_split",
     "compute_features",
     "hash_bars",
     "latest_features",

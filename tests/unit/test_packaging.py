@@ -71,7 +71,7 @@ def test_every_source_file_and_yaml_of_the_tree_is_inside(wheel) -> None:
         str(path.relative_to(ROOT))
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".yaml")
+        if path.suffix in (".py", ".yaml", ".j2", ".css")
     }
     assert {"configs/default.yaml", "configs/smoke.yaml"} <= in_tree
     assert in_tree <= names

@@ -73,7 +73,7 @@ def test_calmar_by_hand():
 
 def test_calmar_without_a_drawdown_does_not_exist_unless_nothing_was_risked():
     assert math.isnan(calmar_ratio([0.1, 0.0, 0.2], 252))
-    assert math.isnan(calmar_ratio([0.1, -1e-17, 0.2], 252))
+    assert math.isnan(calmar_ratio([0.1, -1e-12, 0.2], 252))
     assert calmar_ratio([0.0] * 5, 252) == 0.0
 
 

@@ -141,9 +141,9 @@ def test_the_upper_end_fails_rarely_even_where_all_seeds_fall_together():
     rng = np.random.default_rng(4)
     misses = 0
     for _ in range(1000):
-        a = np.repeat(rng.random((1, 60)) < 0.055, 3, axis=0)
+        a = np.repeat(rng.random((1, 60)) < 0.05, 3, axis=0)
         misses += (
-            kill_switch_difference(a, killed(60, seeds=3), margin=0.02, level=0.95).difference.interval.high < 0.055
+            kill_switch_difference(a, killed(60, seeds=3), margin=0.02, level=0.95).difference.interval.high < 0.05
         )
     assert misses / 1000 <= 0.025 + 2 * math.sqrt(0.025 * 0.975 / 1000)
 
@@ -184,6 +184,11 @@ def test_quantile_bound_refuses_what_is_no_sample():
             quantile_upper_bound(samples, level=0.95)
     with pytest.raises(ValueError, match="q: expected a number between 0 and 1, was 99"):
         quantile_upper_bound([1.0], 99, level=0.95)
+
+
+def test_a_fall_from_the_start_is_a_drawdown():
+    interval = drawdown_interval([[[-0.5, 0.5, 0.0], [-0.25, 0.0, 0.1]]], level=0.95, resamples=2, seed=0)
+    assert interval.estimate == pytest.approx(0.375, rel=1e-12)
 
 
 def test_the_interval_of_several_drawdowns_is_around_their_mean():

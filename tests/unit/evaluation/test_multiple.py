@@ -109,8 +109,9 @@ def test_only_the_better_policy_is_superior():
 
 def test_a_noisy_candidate_does_not_hide_a_better_one():
     rng, benchmark = market()
+    unrelated = rng.normal(0.0, 0.01, 1000)
     candidates = {
-        "noisy": rng.normal(0.0, 0.01, 1000),
+        "noisy": unrelated - unrelated.mean() + benchmark.mean(),
         "better": benchmark + rng.normal(0.0002, 0.0005, 1000),
     }
     assert superior_policies(benchmark, candidates, **SETTINGS).superior == ("better",)
