@@ -248,11 +248,12 @@ def _truth_policy(name: str, dynamics: TradingDynamics, market: SyntheticMarketC
 def _altered(panel: SyntheticPanel, cell: Cell) -> SyntheticPanel:
     if cell.variant == "plain":
         return panel
-    changed = {
+    changes: dict[Variant, Callable[[FeaturePanel], FeaturePanel]] = {
         "leak": with_tomorrow,
         "shuffled": partial(shuffled_market, seed=len(panel.features)),
         "no_signal": without_signal,
-    }[cell.variant](panel.features)
+    }
+    changed = changes[cell.variant](panel.features)
     return SyntheticPanel(changed, panel.regime, panel.true_signal)
 
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter  # type: ignore[import-untyped]
+from scipy.signal import lfilter
 
 from configs.evaluation import SyntheticMarketConfig
 from data import FEATURE_FIELDS, Field

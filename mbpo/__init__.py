@@ -4,8 +4,9 @@ from mbpo.collect import collect_transitions, market_rows, replay_schema
 from mbpo.imagination import MarketBranches, branch_summary, historical_uncertainty, imagine_market
 from mbpo.policy import TorchPolicy
 from mbpo.recipe import Visited, imagine_branches, mixed_env
+from mbpo.snapshots import TrainedPolicy
 from mbpo.starts import StartBuffer
-from mbpo.training import TrainedPolicy, train_policy
+from mbpo.training import train_policy
 from mbpo.vec_env import MixedVecEnv, RolloutStatistics
 
 __all__ = [

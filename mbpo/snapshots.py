@@ -75,8 +75,7 @@ class SnapshotCallback(BaseCallback, Generic[PolicyT]):
         """Run the learner to its last step and put its best weights back."""
         # Without this sb3 makes a folder for its own logs among the temporary files.
         model.set_logger(Logger(folder=None, output_formats=[]))
-        # Logs of its own, which nobody reads, would clear the training statistics: an interval no run reaches.
-        model.learn(self.total_steps, callback=self, log_interval=self.total_steps + 1)
+        model.learn(self.total_steps, callback=self)
         self.score_snapshot()
         model.policy.load_state_dict(self.best_weights)
         return TrainedPolicy(self.policy, self.best_step, self.best_score, model.num_timesteps, self.history)

@@ -6,13 +6,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from configs import load_config
 from pipeline.cli_output import emit, reported, stdout
+
+Engine = Literal["serial", "joblib", "ray"]
 
 SUITES = {"standard": "suite", "smoke": "suite-smoke"}
 """Frozen suites by name, and their profiles."""
@@ -41,7 +43,7 @@ def evaluate(
         Path, typer.Option("--workdir", "-w", help="Everything is written below this folder (created).")
     ] = Path("var"),
     engine: Annotated[
-        str, typer.Option(help="serial, joblib (cores of this machine) or ray (a cluster; pip install detent[ray]).")
+        Engine, typer.Option(help="joblib: the cores of this machine; ray: a cluster (pip install detent[ray]).")
     ] = "joblib",
     jobs: Annotated[int | None, typer.Option(min=1, help="Tasks at once; the number of cores if left out.")] = None,
     tune: Annotated[
@@ -65,8 +67,6 @@ def evaluate(
     with reported(as_json, resumable=not dry_run):
         if suite is not None and suite not in SUITES:
             raise typer.BadParameter(f"expected one of {', '.join(SUITES)}, was {suite!r}", param_hint="--suite")
-        if engine not in ("serial", "joblib", "ray"):
-            raise typer.BadParameter(f"expected serial, joblib or ray, was {engine!r}", param_hint="--engine")
         if tune is not None and suite is None:
             raise typer.BadParameter(
                 "expected --suite beside it: settings are tried on its markets", param_hint="--tune"

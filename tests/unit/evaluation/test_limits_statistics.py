@@ -210,6 +210,14 @@ def test_the_drawdown_of_one_path_is_judged_by_its_redrawn_bars():
     assert interval.method.endswith("1 seed")
 
 
+def test_calm_and_wild_times_stay_together_when_bars_are_redrawn():
+    """Signs are random, so the returns themselves remember nothing; their size does, for 100 bars."""
+    rng = np.random.default_rng(9)
+    returns = np.where(np.arange(2000) // 100 % 2, 0.03, 0.003) * rng.standard_normal(2000)
+    method = drawdown_interval(returns[None, None], level=0.95, resamples=2, seed=0).method
+    assert float(method.split("blocks of ")[1].split(",")[0]) > 20
+
+
 def test_drawdown_intervals_repeat_and_refuse_bad_input():
     returns = 0.01 * np.random.default_rng(7).standard_normal((3, 1, 100))
     first, second = (drawdown_interval(returns, level=0.95, resamples=50, seed=1) for _ in range(2))

@@ -104,6 +104,18 @@ def test_metrics_and_losses_of_every_snapshot_are_logged() -> None:
     assert progress[-1] == (640, 640)
 
 
+def test_only_valid_actions_are_chosen() -> None:
+    policy, rng = train(drifting(0.0)).policy, np.random.default_rng(0)
+    state = rng.normal(0, 0.1, (500, len(DYNAMICS.state_names))).astype(np.float32)
+    masks = rng.random((500, 7)) < 0.4
+    masks[:, 0] = True
+    actions = policy.act(state, masks)
+    assert masks[np.arange(500), actions].all()
+    # Best of the valid: no valid action has a higher value than the chosen one.
+    values = policy.network(torch.as_tensor(np.asarray(policy.scaler(state[:, :-1])))).detach().numpy()
+    np.testing.assert_array_equal(actions, np.where(masks, values, -np.inf).argmax(axis=1))
+
+
 def test_nan_in_a_state_and_missing_hold_are_refused() -> None:
     policy = train(drifting(0.0)).policy
     state = np.zeros((2, len(DYNAMICS.state_names)), np.float32)

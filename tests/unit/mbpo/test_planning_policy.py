@@ -26,6 +26,7 @@ from world_model.normaliser import Normaliser
 HOLD, ZERO, QUARTER, HALF, ALL = 0, 1, 2, 3, 5
 LOOSE = {"min_holding_bars": 0, "max_position_change": 2.0}
 SIGNAL, POSITION = NAMES.index("signal"), len(NAMES)
+DOUBT = make_dynamics().state_names.index("model_uncertainty")
 
 
 class Drift:
@@ -40,6 +41,7 @@ class Drift:
     def sample_next(self, features: torch.Tensor, member: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         following = features.clone()
         following[:, 0] = 0.3 * self.volatility * noise[:, 0]
+        following[:, 2] = features[:, 2] + 10 * self.volatility * noise[:, 2]
         following[:, 1] = features[:, SIGNAL] + self.tilt * member + self.volatility * noise[:, 1]
         return following
 
@@ -48,13 +50,13 @@ class Drift:
 
 
 class Wish:
-    """A value function of the position at the end and a preferred action, in place of a trained policy."""
+    """A value function of position, last move and doubt, and a preferred action, in place of a trained policy."""
 
     def __init__(self, worth: float, action: int) -> None:
         self.worth, self.action = worth, action
 
     def values(self, state: torch.Tensor) -> torch.Tensor:
-        return self.worth * state[:, POSITION]
+        return self.worth * state[:, POSITION] * (1 + 10 * state[:, 1] + 10 * state[:, DOUBT])
 
     def act(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
         return np.full(len(state), self.action)
@@ -149,6 +151,7 @@ LADDER = DrawdownLadder(soft=0.02, hard=0.04, kill=0.06, cooldown_bars=2)
     [
         (LOOSE, {}),
         ({"min_holding_bars": 2, "max_position_change": 0.6}, {"position": 0.5, "holding_time": 1}),
+        ({**LOOSE, "max_volatility": 0.3}, {"position": 0.25, "holding_time": 9}),
         # Some scenarios reach REDUCE_ONLY, HALTED or the kill switch on the way.
         ({**LOOSE, "ladder": LADDER}, {"position": 0.75, "drawdown": 0.015, "holding_time": 9}),
     ],
@@ -176,6 +179,16 @@ def test_scenarios_in_which_everything_is_killed_end_the_plan_and_pay_nothing_mo
     assert plan.sequence.tolist() == [[HOLD, HOLD, HOLD]]
     # Log return -0.2 is -20, the drawdown 1 - e^-0.2 costs 0.005 / 0.15 of itself, the breach 1.
     assert float(plan.value) == pytest.approx(-20 - (1 - np.exp(-0.2)) / 30 - 1, abs=1e-4)
+
+
+def test_a_killed_scenario_has_no_value_after_it() -> None:
+    # One of two scenarios is killed in the only bar; the other keeps its position, drifted by the move.
+    dynamics = planned_dynamics(ladder=DrawdownLadder(soft=0.005, hard=0.01, kill=0.02))
+    policies = [planner(dynamics, Drift(0.05), scenarios=2, horizon=1, value=Wish(w, HOLD)) for w in (0.0, 100.0)]
+    row, only_hold = states(dynamics, [0.0], position=1.0, holding_time=9), np.eye(1, 7, dtype=bool)
+    bare, valued = (float(policy.plan(row, only_hold).value) for policy in policies)
+    move = float(policies[0].imagine(torch.as_tensor(row[:, : len(NAMES)])).features[0, 0, :, 1].max())
+    assert valued - bare == pytest.approx(0.5 * 100.0 * 1.0 * (1 + 20 * move), rel=1e-5)
 
 
 def test_a_limit_reached_in_one_scenario_binds_the_sequence_and_a_kill_in_one_does_not() -> None:
