@@ -16,21 +16,20 @@ from numpy.typing import NDArray
 from configs.evaluation import VerdictConfig
 from evaluation.statistics import (
     Interval,
-    NotDecidable,
-    SharpeDifference,
-    crossed_mean,
-    interquartile_mean,
-    probability_of_improvement,
-    sharpe_difference,
-)
-from evaluation.statistics.limits import (
     KillSwitchTest,
     NonInferiority,
+    NotDecidable,
+    PowerRow,
+    SharpeDifference,
+    crossed_mean,
     drawdown_non_inferiority,
+    interquartile_mean,
     kill_switch_difference,
+    power_table,
+    probability_of_improvement,
     quantile_upper_bound,
+    sharpe_difference,
 )
-from evaluation.statistics.power import PowerRow, power_table
 from evaluation.verdict import Verdict, decide
 
 SEED = 0

@@ -267,9 +267,10 @@ def train_mbpo(lesson: Lesson, model: MarketModel, progress: Progress) -> tuple[
     )
     visited = Visited.of(transitions, len(table.names))
     branches = imagine_branches(model, visited.features, config)
-    scaler = observation_scaler(table, historical_uncertainty(model, table.values))
+    uncertainty = historical_uncertainty(model, visited.features)
+    scaler = observation_scaler(table, uncertainty)
     trained = train_policy(
-        mixed_env(config, lesson.dynamics, scaler, visited, model, branches),
+        mixed_env(config, lesson.dynamics, scaler, visited, uncertainty, branches),
         config.mbpo.ppo,
         n_steps=config.mbpo.rollout_length,
         seed=config.seed,

@@ -230,9 +230,7 @@ def more_metrics(main: SizeFindings) -> Section:
         "time_halted": Column("halted", "share of time", ".1%"),
         "reward_per_bar": Column("reward", "per bar", "+.4f"),
     }
-    rows: tuple[Row, ...] = tuple(
-        (one.name, *(_mean(one, key) for key in columns)) for one in _ranked(main.policies)
-    )
+    rows: tuple[Row, ...] = tuple((one.name, *(_mean(one, key) for key in columns)) for one in _ranked(main.policies))
     fits: tuple[Row, ...] = tuple(
         (one.name, one.validation_score, one.fit_seconds, float(np.median(one.decision_ms)), one.invalid_actions)
         for one in _ranked(main.policies)

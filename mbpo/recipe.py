@@ -12,7 +12,7 @@ from configs.schema import DetentConfig
 from data import Scaler, Transitions
 from envs import TradingDynamics
 from mbpo.collect import market_rows
-from mbpo.imagination import MarketBranches, historical_uncertainty, imagine_market
+from mbpo.imagination import MarketBranches, imagine_market
 from mbpo.starts import StartBuffer
 from mbpo.vec_env import MixedVecEnv
 from world_model import MarketModel
@@ -55,15 +55,18 @@ def mixed_env(
     dynamics: TradingDynamics,
     scaler: Scaler,
     visited: Visited,
-    model: MarketModel,
+    uncertainty: np.ndarray,
     branches: MarketBranches,
 ) -> MixedVecEnv:
-    """The environment MBPO learns in, under the settings of `config.mbpo`."""
+    """The environment MBPO learns in, under the settings of `config.mbpo`.
+
+    Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows.
+    """
     return MixedVecEnv(
         dynamics,
         scaler,
         visited.features,
-        historical_uncertainty(model, visited.features),
+        uncertainty,
         branches,
         StartBuffer(visited.rows, visited.states, capacity=len(visited.rows)),
         num_envs=config.mbpo.ppo.num_envs,

@@ -147,9 +147,10 @@ def mbpo_stage(
 ) -> TorchPolicy:
     """Train masked PPO on real and imagined rows."""
     config = inputs.config
+    uncertainty = historical_uncertainty(market.model, visited.features)
 
     def build() -> TradingVecEnv:
-        return mixed_env(config, inputs.dynamics, market.scaler, visited, market.model, branches)
+        return mixed_env(config, inputs.dynamics, market.scaler, visited, uncertainty, branches)
 
     return _policy_stage(
         MBPO_NAME, config.mbpo.ppo, market.uncertainty, market.scaler, build, inputs, run_dir, tracker, progress

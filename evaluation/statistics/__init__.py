@@ -7,6 +7,13 @@ scipy are slow to load.
 from evaluation.statistics.aggregate import interquartile_mean, probability_of_improvement
 from evaluation.statistics.crossed import CrossedMean, VarianceComponents, crossed_mean
 from evaluation.statistics.interval import Interval, NotDecidable, t_interval
+from evaluation.statistics.limits import (
+    KillSwitchTest,
+    NonInferiority,
+    drawdown_non_inferiority,
+    kill_switch_difference,
+    quantile_upper_bound,
+)
 from evaluation.statistics.multiple import (
     DeflatedSharpe,
     SuperiorPolicies,
@@ -15,22 +22,33 @@ from evaluation.statistics.multiple import (
     probabilistic_sharpe,
     superior_policies,
 )
+from evaluation.statistics.power import PowerRow, chance_of_showing, paths_needed, power_table, seeds_needed
 from evaluation.statistics.sharpe import SharpeDifference, sharpe_by_path, sharpe_difference
 
 __all__ = [
     "CrossedMean",
     "DeflatedSharpe",
     "Interval",
+    "KillSwitchTest",
+    "NonInferiority",
     "NotDecidable",
+    "PowerRow",
     "SharpeDifference",
     "SuperiorPolicies",
     "VarianceComponents",
+    "chance_of_showing",
     "crossed_mean",
     "deflated_sharpe",
+    "drawdown_non_inferiority",
     "expected_max_sharpe",
     "interquartile_mean",
+    "kill_switch_difference",
+    "paths_needed",
+    "power_table",
     "probabilistic_sharpe",
     "probability_of_improvement",
+    "quantile_upper_bound",
+    "seeds_needed",
     "sharpe_by_path",
     "sharpe_difference",
     "superior_policies",

@@ -198,7 +198,7 @@ def test_a_limit_reached_in_one_scenario_binds_the_sequence_and_a_kill_in_one_do
         (DrawdownLadder(soft=0.02, hard=0.5, kill=0.6), False),
         (DrawdownLadder(soft=0.005, hard=0.01, kill=0.02), True),
     ):
-        dynamics = planned_dynamics(cost_rate=0.0, **LOOSE, ladder=ladder)
+        dynamics = planned_dynamics(cost_rate=0.0, **LOOSE, ladder=ladder, max_volatility=9.0)
         policy = planner(dynamics, Drift(volatility=0.05), scenarios=2, value=Wish(100.0, HOLD))
         policy.noise[1:] = 0.0  # then the market stands still
         row = states(dynamics, [0.0], position=0.75, holding_time=9)
