@@ -289,8 +289,7 @@ def equity(main: SizeFindings, timestamps: NDArray[np.datetime64]) -> Section:
 
 def _equity_of(returns: NDArray[np.float32]) -> NDArray[np.float64]:
     growth = np.pad(1.0 + returns.astype(np.float64), ((0, 0), (1, 0)), constant_values=1.0)
-    curves: NDArray[np.float64] = np.cumprod(growth, axis=1)
-    return curves
+    return np.asarray(np.cumprod(growth, axis=1), dtype=np.float64)
 
 
 def first_market(config: DetentConfig, findings: Findings) -> Section:
