@@ -30,6 +30,11 @@ class TradingVecEnv(BatchVecEnv):
     def _state(self) -> np.ndarray:
         """[B, S] current state rows."""
 
+    @property
+    def state(self) -> np.ndarray:
+        """[B, S] current state rows, raw units; a copy."""
+        return self._state.copy()
+
     def _observe(self, rows: np.ndarray | None = None) -> np.ndarray:
         state = self._state if rows is None else self._state[rows]
         return np.asarray(self.scaler(state[:, :-1]))

@@ -22,7 +22,7 @@ from evaluation.metrics import (
     time_in_state,
     turnover_per_year,
 )
-from evaluation.policy import BuyAndHold, Flat, Policy, RandomValid, nearest_valid
+from evaluation.policy import BuyAndHold, Flat, Policy, RandomValid
 
 __all__ = [
     "BacktestResult",
@@ -43,7 +43,6 @@ __all__ = [
     "max_drawdown",
     "mean_exposure",
     "metrics_by_path",
-    "nearest_valid",
     "sharpe_ratio",
     "sortino_ratio",
     "time_in_state",

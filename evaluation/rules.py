@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs import TradingDynamics
-from evaluation.policy import Policy, nearest_valid
-from masking import TOLERANCE
+from evaluation.policy import Policy
+from masking import TOLERANCE, nearest_valid
 from masking.parameters import likeliest
 
 SIGNALS = ("signal_5", "ma_distance_120")

@@ -11,6 +11,7 @@ from masking.errors import InvalidActionError, InvalidMaskError, MaskingError, M
 from masking.joint import JointLimits, JointWalk, TradeTable
 from masking.ladder import DrawdownLadder, LadderState, TradingState
 from masking.parameters import check_parameters, parameter
+from masking.projection import nearest_valid
 from masking.rules import (
     RULES,
     TOLERANCE,
@@ -56,6 +57,7 @@ __all__ = [
     "is_reduction",
     "masked_argmax",
     "masked_max",
+    "nearest_valid",
     "parameter",
     "register_rule",
     "shared",

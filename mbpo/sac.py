@@ -20,8 +20,7 @@ from configs.evaluation import SACConfig
 from data import Scaler
 from envs import TradingDynamics
 from envs.vec_env import TradingVecEnv
-from masking import MaskingError
-from masking.projection import nearest_valid
+from masking import MaskingError, nearest_valid
 from mbpo.snapshots import Log, Progress, SnapshotCallback, TrainedPolicy, Validate
 
 FULL_POSITION = 1.0
@@ -59,7 +58,7 @@ class ProjectedVecEnv(VecEnvWrapper):
     def step_async(self, actions: np.ndarray) -> None:
         """Project the wishes [B, 1] and remember the actions."""
         venv = self.venv
-        self.venv.step_async(_project(venv.dynamics, actions[:, 0], venv._state, venv.action_masks()))
+        self.venv.step_async(_project(venv.dynamics, actions[:, 0], venv.state, venv.action_masks()))
 
     def step_wait(self) -> Any:
         """Step the rows."""

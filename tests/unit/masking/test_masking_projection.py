@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masking import TOLERANCE, ActionTable, InvalidMaskError
-from masking.projection import nearest_valid
+from masking import TOLERANCE, ActionTable, InvalidMaskError, nearest_valid
 
 TABLE = ActionTable()
 HOLD, ZERO, QUARTER, HALF, THREE_QUARTERS, ALL = range(6)
