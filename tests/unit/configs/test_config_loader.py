@@ -30,7 +30,7 @@ def test_a_file_of_ones_own_extends_a_profile(tmp_path) -> None:
     config = load_config(str(path))
     assert (config.seed, config.world_model.max_epochs) == (7, 2)
     assert config.world_model.hidden == (32, 32)  # from smoke
-    assert config.data.split.step_years == 1.0  # from default, by way of smoke
+    assert config.data.split.step_years == 1.5  # from default, by way of smoke
 
 
 def test_a_file_without_extends_builds_upon_the_schema_alone(tmp_path) -> None:

@@ -60,7 +60,7 @@ def test_default_trains_on_fifteen_years(bundled_rows: int) -> None:
 
 def test_smoke_builds_upon_default_and_keeps_to_the_registry_of_its_workdir() -> None:
     default, smoke = load_config("default"), load_config("smoke")
-    assert smoke.data.split.step_years == default.data.split.step_years == 1.0
+    assert smoke.data.split.step_years == default.data.split.step_years == 1.5
     assert smoke.tracking.uri is None
     assert smoke.mbpo.ppo.total_steps == 12_288
 
