@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.folds import FoldResult
 from configs.evaluation import VerdictConfig
 from evaluation.statistics import (
     Interval,
@@ -38,9 +39,12 @@ RESAMPLES = 200
 """Of means that are shown without their distribution."""
 
 
+Arrays = Mapping[str, NDArray[Any]]
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Walked:
-    """One policy, all its training runs, over the same test paths."""
+    """One policy, all its training runs, over the same test paths; the folds of a walk-forward join to one path."""
 
     name: str
     family: str
@@ -49,7 +53,7 @@ class Walked:
     returns: NDArray[np.float32]
     """[S, P, n] simple return per bar."""
     metrics: Mapping[str, NDArray[np.float64]]
-    """Each [S, P]; see `evaluation.metrics_by_path`."""
+    """Each [S, P], or [S, F] of the F folds of a walk-forward; see `evaluation.metrics_by_path`."""
     decision_ms: NDArray[np.float64]
     """[k] single decisions."""
     invalid_actions: int
@@ -91,10 +95,16 @@ METRICS = (
 """What is kept of `metrics_by_path`."""
 
 
-def gather(name: str, runs: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]) -> Walked:
+def arrays_of(result: FoldResult, policy: str) -> dict[str, NDArray[Any]]:
+    """The arrays of one policy, without the policy's name in front."""
+    prefix = f"{policy}."
+    return {key.removeprefix(prefix): value for key, value in result.arrays.items() if key.startswith(prefix)}
+
+
+def gather(name: str, runs: Sequence[tuple[Arrays, Mapping[str, Any]]]) -> Walked:
     """Join the runs of one policy.
 
-    Args: runs: arrays as `benchmarks.suite.judge` names them, and facts of `run_cell`.
+    Args: runs: arrays as `benchmarks.suite.judge` names them, and facts of `benchmarks.suite.work_on_cell`.
     Raises: ValueError if runs differ in paths or bars.
     """
     shapes = {arrays["returns"].shape for arrays, _ in runs}
@@ -117,12 +127,12 @@ def gather(name: str, runs: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[s
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Comparison:
-    """One policy against another on the same paths; None where the data are too few to say."""
+    """One policy against another on the same paths; None where the data are too few to say, which the verdict tells."""
 
     challenger: str
     baseline: str
     train_bars: int
-    sharpe: SharpeDifference
+    sharpe: SharpeDifference | None
     drawdown: NonInferiority | None
     kill_switch: KillSwitchTest | None
     latency_ms: float | None
@@ -132,16 +142,24 @@ class Comparison:
     power: tuple[PowerRow, ...]
     verdict: Verdict
 
+    @property
+    def gain(self) -> Interval:
+        """Difference of the Sharpe ratios; NaN where it cannot be decided."""
+        unknown = Interval(math.nan, math.nan, math.nan, math.nan, "cannot be decided")
+        return unknown if self.sharpe is None else self.sharpe.interval
+
 
 def compare(challenger: Walked, baseline: Walked, config: VerdictConfig, bars_per_year: int) -> Comparison:
-    """Hold the claim against two policies.
+    """Hold the claim against two policies, on the paths that both have walked.
 
-    Raises: ValueError on malformed returns, NotDecidable on fewer bars than a Sharpe ratio needs.
+    Raises: ValueError on malformed returns, or different bars or runs.
     """
     paths = min(challenger.paths, baseline.paths)
     a, b = challenger.first_paths(paths), baseline.first_paths(paths)
     level = config.confidence
-    sharpe = sharpe_difference(a.returns, b.returns, bars_per_year, level=level, resamples=config.resamples, seed=SEED)
+    sharpe = _or_undecidable(
+        sharpe_difference, a.returns, b.returns, bars_per_year, level=level, resamples=config.resamples, seed=SEED
+    )
     drawdown = _or_undecidable(
         drawdown_non_inferiority,
         a.metrics["max_drawdown"],
@@ -172,13 +190,16 @@ def compare(challenger: Walked, baseline: Walked, config: VerdictConfig, bars_pe
         latency_ms=latency,
         config=config,
         invalid_actions=a.invalid_actions,
+        exposures=(float(np.mean(a.metrics["exposure"])), float(np.mean(b.metrics["exposure"]))),
     )
-    rows = power_table(sharpe, bars_per_year, min_gain=config.min_sharpe_gain, power=config.power)
+    rows = []
+    if not isinstance(sharpe, NotDecidable):
+        rows = power_table(sharpe, bars_per_year, min_gain=config.min_sharpe_gain, power=config.power)
     return Comparison(
         challenger=a.name,
         baseline=b.name,
         train_bars=a.train_bars,
-        sharpe=sharpe,
+        sharpe=_decided(sharpe),
         drawdown=_decided(drawdown),
         kill_switch=_decided(kill_switch),
         latency_ms=_decided(latency),
@@ -189,7 +210,7 @@ def compare(challenger: Walked, baseline: Walked, config: VerdictConfig, bars_pe
 
 
 def best_on_validation(candidates: Iterable[Walked]) -> Walked:
-    """The policy with the highest validation score; a score that does not exist never wins.
+    """The policy with the highest validation score; one without a score wins only where none has one, the first.
 
     Raises: ValueError if there is no candidate.
     """
@@ -208,10 +229,13 @@ def metric_interval(walked: Walked, metric: str, level: float) -> Interval:
 
 
 def sharpe_aggregates(walked: Walked, config: VerdictConfig) -> tuple[Interval, Interval | None]:
-    """Mean and interquartile mean of the Sharpe ratio over runs and paths."""
+    """Mean and interquartile mean of the Sharpe ratio over runs and paths; None for one path, or a missing value."""
+    ratios = walked.metrics["sharpe"]
+    if not np.isfinite(ratios).all():
+        return metric_interval(walked, "sharpe", config.confidence), None
     middle = _or_undecidable(
         interquartile_mean,
-        walked.metrics["sharpe"],
+        ratios,
         level=config.confidence,
         resamples=config.resamples,
         seed=SEED,

@@ -6,7 +6,8 @@ point of a grid, is chosen by the same score on the same validation rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from configs import DetentConfig
+from configs import ConfigError, DetentConfig
 from configs.section import PPOConfig
 from data import FeatureTable, Scaler
 from envs import TradingDynamics, observation_scaler
@@ -88,7 +89,11 @@ class Lesson:
         """Mean metrics over the validation markets, and `score`, higher is better."""
         by_path = metrics_by_path(self.walk(policy, disagreement), self.bars_per_year)
         means = {f"validation_{name}": float(np.mean(values)) for name, values in by_path.items()}
-        return {"score": means[f"validation_{self.score}"], **means}
+        score = means[f"validation_{self.score}"]
+        if means["validation_exposure"] < self.config.evaluation.verdict.min_exposure:
+            # Nearly flat is worth what flat is worth: a ratio does not know how little was at stake.
+            score = min(score, 0.0)
+        return {"score": score, **means}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +110,11 @@ class Fitted:
     """How it was fitted."""
     evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Arrays for a report."""
+
+    def facts(self, fit_seconds: float) -> dict[str, Any]:
+        """What is kept of it as JSON, which has no NaN: a note that is none is left out."""
+        notes = {name: float(value) for name, value in self.notes.items() if math.isfinite(value)}
+        return {"family": self.family, "notes": notes, "fit_seconds": fit_seconds}
 
 
 Learner = Callable[[Lesson, Progress], dict[str, Fitted]]
@@ -142,7 +152,7 @@ def fit_references(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
 def fit_linear(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
     """Long where one signal is high, flat where it is low."""
     policy = fit_linear_signal(lesson.dynamics, lesson.train.values, _score(lesson))
-    return {policy.name: Fitted(policy, "rule")}
+    return {policy.name: Fitted(policy, "rule", notes={"validation_score": _score(lesson)(policy)})}
 
 
 def fit_forecast(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
@@ -156,7 +166,7 @@ def fit_forecast(lesson: Lesson, _: Progress) -> dict[str, Fitted]:
         _score(lesson),
         bars_per_year=lesson.bars_per_year,
     )
-    return {policy.name: Fitted(policy, "forecast")}
+    return {policy.name: Fitted(policy, "forecast", notes={"validation_score": _score(lesson)(policy)})}
 
 
 def _score(lesson: Lesson) -> Callable[[Policy], float]:
@@ -297,6 +307,42 @@ LEARNERS: dict[str, Learner] = {
 }
 """By name; a learner may return several policies."""
 
+MODEL_FREE = ("model_free", "sac", "masked_dqn")
+"""Learners whose only policy, of the same name, may be the rival."""
+MODEL_BASED = {"mbpo": ("mbpo", "planner", "mbpo_planner")}
+"""Learners with the policies that may challenge it."""
+
+
+def check_learners(setting: str, names: Sequence[str], challenger: str | None = None) -> None:
+    """Refuse learners that do not exist, or that leave the claim without one of its sides.
+
+    Args: setting: path of the setting the names stand in; challenger: policy the claim is about, None where the
+        learners are not compared.
+    Raises: ConfigError.
+    """
+    known = [name for name in LEARNERS if name != "references"]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{setting}: expected names of {known}, was {name!r}")
+        if names.count(name) > 1:
+            raise ConfigError(f"{setting}: expected each learner once, was {name!r} {names.count(name)} times")
+    if challenger is None:
+        return
+    if not set(names) & set(MODEL_FREE):
+        raise ConfigError(f"{setting}: expected one of {list(MODEL_FREE)} to compare with, was {list(names)}")
+    possible = [policy for name in names for policy in MODEL_BASED.get(name, ())]
+    if challenger not in possible:
+        raise ConfigError(
+            f"evaluation.verdict.challenger: expected a model-based policy of {setting}={list(names)}, which are "
+            f"{possible}, was {challenger!r}"
+        )
+
+
+def learner_of(policy: str) -> str:
+    """The learner a policy comes from."""
+    return next((learner for learner, policies in MODEL_BASED.items() if policy in policies), policy)
+
+
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "ridge": ("evaluation.ridge",),
     "model_free": ("model_free",),
@@ -304,6 +350,12 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "masked_dqn": ("evaluation.dqn",),
     "mbpo": ("world_model", "mbpo", "evaluation.planner"),
 }
+
+
+def shared_settings(config: DetentConfig) -> dict[str, Any]:
+    """What every learner reads: limits, costs, reward, episodes, and the exposure below which a score is none."""
+    shared: dict[str, Any] = config.model_dump(mode="json", include={"limits", "account", "reward", "env"})
+    return {**shared, "min_exposure": config.evaluation.verdict.min_exposure}
 
 
 def settings_of(config: DetentConfig, learner: str) -> dict[str, Any]:

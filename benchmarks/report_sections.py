@@ -21,8 +21,8 @@ from evaluation.report.figures import difference_distribution, equity_fan, fores
 
 Row = tuple[Any, ...]
 
-SHOWN = 5
-"""Policies in a picture; more cannot be told apart."""
+SHOWN = 7
+"""Learning curves in a picture; more cannot be told apart."""
 STRIP_BARS = 250
 """Bars of the first path that masks and positions are shown for."""
 LEVELS = ("oracle", "belief_filter", "buy_and_hold")
@@ -65,15 +65,16 @@ def results_table(name: str, main: SizeFindings, config: DetentConfig) -> Table:
                 float(np.quantile(one.decision_ms, 0.99)),
             )
         )
-    first = next(iter(main.policies.values()))
+    of = "paths" if main.train_bars else "folds"
+    counts = {one.name: one.metrics["sharpe"].shape[1] for one in main.policies.values()}
+    most, least = max(counts.values()), min(counts.values())
     note = (
-        f"Mean over training runs and {first.paths} paths, {rules.confidence:.0%} intervals over runs and paths. "
+        f"Mean over training runs and {most} {of}, {rules.confidence:.0%} intervals over runs and {of}. "
         f"Decision: one state at a time, in Python; the exported graph is timed by `detent bench latency`."
     )
-    few = sorted({one.name for one in main.policies.values() if one.paths < first.paths})
+    few = sorted(name for name, count in counts.items() if count < most)
     if few:
-        count = min(one.paths for one in main.policies.values())
-        note += f" {_listed(few)}: the first {count} paths only; comparisons use the paths both have walked."
+        note += f" {_listed(few)}: the first {least} paths only; comparisons use the paths both have walked."
     return Table(name, RESULT_COLUMNS, tuple(rows), note)
 
 
@@ -104,7 +105,7 @@ def training_lengths(findings: Findings, config: DetentConfig) -> Section:
             (
                 size,
                 one.claim.baseline,
-                one.claim.sharpe.interval,
+                one.claim.gain,
                 str(one.claim.verdict.decision),
                 one.claim.verdict.next_step,
             )
@@ -113,7 +114,9 @@ def training_lengths(findings: Findings, config: DetentConfig) -> Section:
         "The rival is the model-free policy with the best validation score at that length.",
     )
     levels = {name: _mean(findings.main.policies[name], "sharpe") for name in LEVELS if name in findings.main.policies}
-    picture = sharpe_by_size(sizes, {name: intervals[name] for name in names[: SHOWN + 2]}, levels)
+    pair = (findings.main.claim.challenger, findings.main.claim.baseline)
+    drawn = (*pair, *[name for name in names if name not in pair][: SHOWN - len(pair)])
+    picture = sharpe_by_size(sizes, {name: intervals[name] for name in names if name in drawn}, levels)
     figure = Figure(
         "Sharpe ratio by training length",
         png_bytes(picture),
@@ -126,6 +129,24 @@ def training_lengths(findings: Findings, config: DetentConfig) -> Section:
 def the_claim(main: SizeFindings, config: DetentConfig) -> Section:
     """The claim itself: its interval, its distribution, the sample it would have needed."""
     claim, rules = main.claim, config.evaluation.verdict
+    text: list[str] = []
+    figures: tuple[Figure, ...] = ()
+    of = "path" if main.train_bars else "fold"
+    if claim.sharpe is not None:
+        text.append(
+            f"Interval: {claim.gain.method}; cross-check: {claim.sharpe.hac.method}, "
+            f"{claim.sharpe.hac.low:+.3f} to {claim.sharpe.hac.high:+.3f}."
+        )
+        picture = difference_distribution(
+            claim.sharpe.samples, claim.gain, {"no difference": 0.0, "asked for": rules.min_sharpe_gain}
+        )
+        explained = (
+            f"Bootstrap distribution of the annual Sharpe ratio of {claim.challenger} minus that of {claim.baseline}, "
+            f"with its interval and the gain that is asked for."
+        )
+        figures = (Figure("Difference of Sharpe ratios", png_bytes(picture), explained),)
+    else:
+        text.append(claim.verdict.criterion("sharpe_point").reason + ".")
     power = Table(
         "Power",
         (
@@ -140,37 +161,24 @@ def the_claim(main: SizeFindings, config: DetentConfig) -> Section:
         f"Samples that show a true gain with {rules.power:.0%} probability; a dash where more of that alone is never "
         f"enough.",
     )
-    picture = difference_distribution(
-        claim.sharpe.samples, claim.sharpe.interval, {"no difference": 0.0, "asked for": rules.min_sharpe_gain}
-    )
-    figure = Figure(
-        "Difference of Sharpe ratios",
-        png_bytes(picture),
-        f"Bootstrap distribution of the annual Sharpe ratio of {claim.challenger} minus that of {claim.baseline}, with "
-        f"its interval and the gain that is asked for.",
-    )
-    deflated = main.deflated
-    text = [
-        f"Interval: {claim.sharpe.interval.method}; cross-check: {claim.sharpe.hac.method}, "
-        f"{claim.sharpe.hac.low:+.3f} to {claim.sharpe.hac.high:+.3f}."
-    ]
     if claim.improvement is not None:
         text.append(
-            f"On one path {claim.challenger} has the higher Sharpe ratio with probability "
+            f"On one {of} {claim.challenger} has the higher Sharpe ratio with probability "
             f"{claim.improvement.estimate:.2f} ({claim.improvement.low:.2f} to {claim.improvement.high:.2f})."
         )
     if claim.kill_switch is not None:
         events = claim.kill_switch.paths_with_events
         text.append(
-            f"Kill switch: {claim.challenger} on {events[0]} paths, {claim.baseline} on {events[1]}; its rate is at "
-            f"most {claim.kill_switch.rate_a_bound:.1%} at {rules.confidence:.0%}."
+            f"Kill switch: {claim.challenger} on {events[0]} {of}s, {claim.baseline} on {events[1]}; the rate of "
+            f"{claim.challenger} is at most {claim.kill_switch.rate_a_bound:.1%} at {rules.confidence:.0%}."
         )
+    deflated = main.deflated
     if deflated is not None:
         text.append(
             f"Deflated Sharpe ratio of {claim.challenger}, a middling run and path, {deflated.trials} trials counted: "
             f"{deflated.probability:.3f} (not deflated {deflated.undeflated:.3f})."
         )
-    return Section("The claim", tuple(text), (power,), (figure,))
+    return Section("The claim", tuple(text), (power,), figures)
 
 
 def comparisons(findings: Findings) -> Section:
@@ -197,20 +205,20 @@ def comparisons(findings: Findings) -> Section:
             f"Hansen's SPA p-value {main.superior.p_value:.3f}. Both on a book that spreads its money over all runs "
             f"and paths.",
         )
-    picture = forest(
-        {f"{one.challenger} - {one.baseline}": one.sharpe.interval for one in pairs},
-        label="difference of annual Sharpe ratios",
-        references={"no difference": 0.0},
-    )
-    figure = Figure("Differences", png_bytes(picture), "Sharpe differences of all pairs with their intervals.")
-    return Section("Who is better than whom", text, (table,), (figure,))
+    decided = {f"{one.challenger} - {one.baseline}": one.gain for one in pairs if one.sharpe is not None}
+    figures: tuple[Figure, ...] = ()
+    if decided:
+        picture = forest(decided, label="difference of annual Sharpe ratios", references={"no difference": 0.0})
+        said = "Sharpe differences of all pairs with their intervals."
+        figures = (Figure("Differences", png_bytes(picture), said),)
+    return Section("Who is better than whom", text, (table,), figures)
 
 
-def _pair(one: Comparison) -> tuple[Any, ...]:
+def _pair(one: Comparison) -> Row:
     return (
         f"{one.challenger} - {one.baseline}",
-        one.sharpe.interval,
-        one.sharpe.hac,
+        one.gain,
+        None if one.sharpe is None else one.sharpe.hac,
         None if one.improvement is None else one.improvement.estimate,
         None if one.drawdown is None else one.drawdown.interval,
         str(one.verdict.decision),

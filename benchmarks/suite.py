@@ -17,9 +17,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.contenders import LEARNERS, Fitted, Lesson, feature_table, settings_of, silent, walk_panel
+from benchmarks.contenders import (
+    LEARNERS,
+    Disagreement,
+    Fitted,
+    Lesson,
+    check_learners,
+    feature_table,
+    settings_of,
+    shared_settings,
+    silent,
+    walk_panel,
+)
 from benchmarks.folds import FoldTask
-from configs import ConfigError, DetentConfig
+from configs import DetentConfig
 from configs.evaluation import GarchConfig, SyntheticMarketConfig
 from data import canonical_json, sha256_bytes, sha256_file
 from envs import TradingDynamics
@@ -41,7 +52,6 @@ ALTERED: tuple[Variant, ...] = ("leak", "shuffled", "no_signal")
 VALIDATION_SEED, TEST_SEED, STRESS_SEED = 100_000, 200_000, 300_000
 """Distances from `base_seed`; training path i has base_seed + 1 + i, so there is room for 99,999 of them."""
 
-
 NOT_IN_CELLS = ("learners", "check_learners", "trials", "primary_train_bars", "num_seeds", "train_bars")
 """Settings of the suite that say which cells there are, not what one of them computes."""
 
@@ -55,10 +65,10 @@ SOURCES = (
 """Source files that decide what a cell computes."""
 
 
-def source_hash() -> str:
-    """SHA-256 over `SOURCES`: a stored cell is that of the code in force, or computed again."""
+def source_hash(*more: str) -> str:
+    """SHA-256 over `SOURCES` and `more`: a stored cell is that of the code in force, or computed again."""
     root = Path(__file__).resolve().parent.parent
-    files = sorted(path for pattern in SOURCES for path in root.glob(pattern))
+    files = sorted({path for pattern in (*SOURCES, *more) for path in root.glob(pattern)})
     return sha256_bytes(canonical_json([[str(path.relative_to(root)), sha256_file(path)] for path in files]).encode())
 
 
@@ -84,13 +94,11 @@ class Cell:
 def plan_suite(config: DetentConfig) -> list[Cell]:
     """Every cell of the suite, the slow ones first.
 
-    Raises: ConfigError naming a learner that does not exist.
+    Raises: ConfigError on learners that do not exist, or that leave the claim without one of its sides.
     """
     suite = config.evaluation.suite
-    for name in (*suite.learners, *suite.check_learners):
-        if name not in LEARNERS or name == "references":
-            known = sorted(set(LEARNERS) - {"references"})
-            raise ConfigError(f"evaluation.suite.learners: expected names of {known}, was {name!r}")
+    check_learners("evaluation.suite.learners", suite.learners, config.evaluation.verdict.challenger)
+    check_learners("evaluation.suite.check_learners", suite.check_learners)
     longest = max(suite.train_bars)
     cells = [
         Cell(learner, bars, run)
@@ -104,7 +112,7 @@ def plan_suite(config: DetentConfig) -> list[Cell]:
 
 def suite_tasks(config: DetentConfig) -> list[FoldTask]:
     """The cells as tasks of `benchmarks.folds`; a task is computed again when what determines it changes."""
-    common = config.model_dump(mode="json", include={"limits", "account", "reward", "env"})
+    common = shared_settings(config)
     evaluation = config.evaluation.model_dump(mode="json")
     sizes = {name: value for name, value in evaluation["suite"].items() if name not in NOT_IN_CELLS}
     markets = {"market": evaluation["market"], "garch": evaluation["garch"], "suite": sizes}
@@ -114,6 +122,7 @@ def suite_tasks(config: DetentConfig) -> list[FoldTask]:
             cell.label,
             {
                 "cell": asdict(cell),
+                "stressed": _is_stressed(config, cell),
                 "settings": {**common, **markets, **settings_of(config, cell.learner)},
                 "version": version,
             },
@@ -123,33 +132,39 @@ def suite_tasks(config: DetentConfig) -> list[FoldTask]:
     ]
 
 
+def _is_stressed(config: DetentConfig, cell: Cell) -> bool:
+    # Oracle and belief filter solve the market as it is described, which the GARCH one is not.
+    suite = config.evaluation.suite
+    longest = cell.train_bars in (0, max(suite.train_bars))
+    return bool(suite.stress_paths) and cell.variant == "plain" and cell.learner != "truth" and longest
+
+
 def work_on_cell(task: FoldTask) -> dict[str, Any]:
     """Fit one learner and walk its policies over the test markets.
 
     Returns: arrays `POLICY.NAME` as `judge` makes them; `facts`, for every policy family, notes and seconds of the fit.
     """
     config, cell = task.payload
-    years = config.evaluation.market.bars_per_year
+    bars_per_year = config.evaluation.market.bars_per_year
     started = time.perf_counter()
     fitted = _truth(config) if cell.learner == "truth" else _fit(config, cell)
     seconds = time.perf_counter() - started
     arrays: dict[str, NDArray[Any]] = {}
     facts: dict[str, Any] = {}
-    stressed = cell.variant == "plain" and cell.train_bars in (0, max(config.evaluation.suite.train_bars))
     for name, (one, dynamics, prepare) in fitted.items():
         test = prepare(_altered(judged_market(config), cell))
-        arrays |= {
-            f"{name}.{key}": value for key, value in judge(config, one, dynamics, test, bars_per_year=years).items()
-        }
-        facts[name] = {"family": one.family, "notes": dict(one.notes), "fit_seconds": seconds, **asdict(cell)}
-        if stressed and config.evaluation.suite.stress_paths and cell.learner != "truth" and one.max_paths is None:
+        walked = judge(config, one, dynamics, test, bars_per_year=bars_per_year)
+        arrays |= {f"{name}.{key}": value for key, value in walked.items()}
+        facts[name] = {**one.facts(seconds), **asdict(cell)}
+        if _is_stressed(config, cell) and one.max_paths is None:
             stress = walk_panel(dynamics, _stress_panel(config).features, one.policy, one.disagreement)
-            metrics = metrics_by_path(stress, years)
+            metrics = metrics_by_path(stress, bars_per_year)
             arrays |= {f"{name}.stress_{key}": metrics[key] for key in ("sharpe", "max_drawdown", "killed")}
     return {**arrays, "facts": facts}
 
 
 Prepared = tuple[Fitted, TradingDynamics, Callable[[SyntheticPanel], FeaturePanel]]
+"""A policy, the dynamics of the columns it reads, and how to get these columns from a market."""
 
 
 def judge(
@@ -159,7 +174,7 @@ def judge(
 
     Returns: `returns` [P, n] float32 simple return per bar; each metric of `metrics_by_path` [P]; `decision_ms` [k]
         of decisions for one row; of the first market `position` [n + 1], `actions` [n], `rule_states` [n, F];
-        `invalid_actions` [1].
+        `invalid_actions` [1]; the policy's evidence.
     """
     panel = panel if fitted.max_paths is None else panel.first_paths(fitted.max_paths)
     result = walk_panel(dynamics, panel, fitted.policy, fitted.disagreement)
@@ -179,21 +194,28 @@ def judge(
 
 
 def time_decisions(dynamics: TradingDynamics, panel: FeaturePanel, fitted: Fitted, count: int) -> NDArray[np.float64]:
-    """Milliseconds of single decisions along the first market, [k] with k at most its bars."""
+    """Milliseconds of single decisions along the first market, [k] with k at most its bars.
+
+    A policy that reads the disagreement of a model has to wait for it, so it is computed within the time, too.
+    """
     count = min(count, len(panel.timestamps) - 1)
     short = FeaturePanel(panel.timestamps[: count + 1], panel.fields, panel.values[:1, : count + 1])
-    clock = _Stopwatch(fitted.policy)
+    clock = _Stopwatch(fitted, len(dynamics.feature_names))
     walk_panel(dynamics, short, clock, fitted.disagreement)
     return np.array(clock.milliseconds)
 
 
 class _Stopwatch:
-    def __init__(self, policy: Policy) -> None:
-        self.name, self._policy = policy.name, policy
+    def __init__(self, fitted: Fitted, num_features: int) -> None:
+        self.name, self._policy = fitted.policy.name, fitted.policy
+        self._disagreement: Disagreement | None = fitted.disagreement
+        self._num_features = num_features
         self.milliseconds: list[float] = []
 
     def act(self, state: NDArray[np.float32], action_masks: NDArray[np.bool_]) -> NDArray[np.int64]:
         started = time.perf_counter()
+        if self._disagreement is not None:
+            self._disagreement(state[:, : self._num_features])
         actions = self._policy.act(state, action_masks)
         self.milliseconds.append((time.perf_counter() - started) * 1e3)
         return actions

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from benchmarks.contenders import LEARNERS, settings_of, silent
+from benchmarks.contenders import LEARNERS, settings_of, shared_settings, silent
 from benchmarks.folds import FoldResult, FoldTask
-from benchmarks.suite import Cell, lesson_of, source_hash
+from benchmarks.suite import NOT_IN_CELLS, Cell, lesson_of, source_hash
 from configs import ConfigError, DetentConfig
 
 TUNING_RUNS = 50_000
@@ -44,14 +45,16 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
         "evaluation.dqn.gradient_steps": (2, 4, 8),
     },
     "mbpo": {
-        "mbpo.ppo.total_steps": (300_000, 600_000, 1_200_000),
-        "mbpo.ppo.learning_rate": (2e-4, 5e-4, 1e-3),
-        "mbpo.ppo.ent_coef": (0.0, 0.003, 0.01, 0.03),
-        "mbpo.ppo.gamma": (0.8, 0.9, 0.97, 0.99),
+        "mbpo.ppo.total_steps": (300_000, 600_000),
+        "mbpo.ppo.learning_rate": (5e-4, 1e-3),
+        "mbpo.ppo.ent_coef": (0.003, 0.01, 0.03),
+        "mbpo.ppo.gamma": (0.9, 0.97, 0.99),
         "mbpo.ppo.gae_lambda": (0.8, 0.95, 1.0),
+        "mbpo.ppo.n_epochs": (3, 5, 10),
+        "mbpo.ppo.batch_size": (1024, 3072),
         "mbpo.rollout_length": (3, 5, 10),
-        "mbpo.penalty_coef": (0.0, 0.5, 1.0),
-        "mbpo.real_ratio": (0.25, 0.5, 0.75),
+        "mbpo.penalty_coef": (0.0, 0.05, 0.1, 0.25),
+        "mbpo.real_ratio": (0.5, 0.75),
     },
 }
 """Values tried for each learner; rule and forecast policies search a grid of their own in every fit."""
@@ -64,7 +67,7 @@ class Trial:
     settings: dict[str, Any]
     """Dotted path -> value; empty for the settings in force."""
     scores: tuple[float, ...]
-    """Best validation score of each tuning run."""
+    """Best validation score of each tuning run; NaN where none exists."""
     seconds: float
     """Mean time of a fit."""
 
@@ -99,8 +102,10 @@ def tuning_tasks(
 ) -> list[FoldTask]:
     """One task per trial and run."""
     tasks = []
-    markets = config.evaluation.model_dump(mode="json", include={"market", "suite"})
-    common = config.model_dump(mode="json", include={"limits", "account", "reward", "env"})
+    version = source_hash("benchmarks/tuning.py")
+    suite = config.evaluation.suite.model_dump(mode="json", exclude=set(NOT_IN_CELLS))
+    markets = {"market": config.evaluation.market.model_dump(mode="json"), "suite": suite}
+    common = shared_settings(config)
     for number, settings in enumerate(trials):
         tried = with_settings(config, settings)
         for run in range(runs):
@@ -110,7 +115,7 @@ def tuning_tasks(
                 "train_bars": train_bars,
                 "run": run,
                 "settings": {**common, **markets, **settings_of(tried, learner)},
-                "version": source_hash(),
+                "version": version,
                 # Two trials may agree in every value that counts; they are still two trials.
                 "trial": number,
             }
@@ -119,30 +124,46 @@ def tuning_tasks(
 
 
 def work_on_trial(task: FoldTask) -> dict[str, Any]:
-    """Fit one trial once and return its best validation score."""
+    """Fit one trial once. Returns: `score` [1], the best on validation."""
     config, cell = task.payload
     fitted = LEARNERS[cell.learner](lesson_of(config, cell), silent)
-    return {"score": float(fitted[cell.learner].notes["validation_score"])}
+    # An array, since a score may be NaN, which JSON has not.
+    return {"score": np.array([fitted[cell.learner].notes["validation_score"]])}
 
 
 def rank_trials(trials: Sequence[Mapping[str, Any]], results: Sequence[FoldResult]) -> list[Trial]:
-    """Trials, best mean score first."""
+    """Trials, best mean score first, those without one last.
+
+    Args: results of `tuning_tasks`, in their order.
+    Raises: ValueError unless every trial has the same number of results.
+    """
+    if not trials or not results or len(results) % len(trials):
+        raise ValueError(f"results: expected as many for each of {len(trials)} trials, was {len(results)} in all")
     runs = len(results) // len(trials)
     joined = []
     for number, settings in enumerate(trials):
         mine = results[number * runs : (number + 1) * runs]
-        scores = tuple(float(result.values["score"]) for result in mine)
+        scores = tuple(float(result.arrays["score"][0]) for result in mine)
         joined.append(Trial(dict(settings), scores, float(np.mean([result.seconds for result in mine]))))
     return sorted(joined, key=lambda trial: -trial.score if math.isfinite(trial.score) else math.inf)
 
 
 def with_settings(config: DetentConfig, settings: Mapping[str, Any]) -> DetentConfig:
-    """The config with values replaced by dotted path, validated again."""
+    """The config with values replaced by dotted path, validated again.
+
+    Raises: ConfigError on a path that does not exist, or a value that is not allowed.
+    """
     values = config.model_dump()
     for path, value in settings.items():
         *parents, leaf = path.split(".")
-        section = values
+        section: Any = values
         for name in parents:
-            section = section[name]
+            section = section.get(name) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or leaf not in section:
+            raise ConfigError(f"{path}: expected the path of a setting, `detent config show` lists them all")
         section[leaf] = value
-    return DetentConfig.model_validate(values)
+    try:
+        return DetentConfig.model_validate(values)
+    except ValidationError as error:
+        said = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}, was {one['input']!r}" for one in error.errors()]
+        raise ConfigError("\n".join(said)) from error

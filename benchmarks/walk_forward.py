@@ -5,19 +5,23 @@ after, fold by fold, each fold's account starting flat.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import METRICS, Walked
-from benchmarks.contenders import LEARNERS, Lesson, settings_of, silent
+from benchmarks.comparison import METRICS, Arrays, Walked, arrays_of, gather
+from benchmarks.contenders import LEARNERS, Lesson, check_learners, settings_of, shared_settings, silent
 from benchmarks.folds import FoldResult, FoldTask
 from benchmarks.suite import judge, source_hash
 from configs import DetentConfig
 from data import LOOKBACK, FeatureTable, Field, HistoryError, Split, walk_forward_splits
 from envs.panel import FeaturePanel
+
+Run = tuple[Arrays, Mapping[str, Any]]
+"""Arrays and facts of one policy, as `benchmarks.comparison.gather` takes them."""
 
 
 def plan_folds(config: DetentConfig, num_rows: int) -> list[Split]:
@@ -26,24 +30,31 @@ def plan_folds(config: DetentConfig, num_rows: int) -> list[Split]:
     Raises: HistoryError if no fold fits, or if test windows overlap: a bar judged twice would count twice.
     """
     split, walk = config.data.split, config.evaluation.walk_forward
-    if split.step_years < split.test_years:
+    purge = LOOKBACK + config.mbpo.rollout_length
+    folds = walk_forward_splits(num_rows, split, config.data.bars_per_year, purge, embargo=walk.embargo_bars)
+    kept = folds if walk.max_folds is None else folds[-walk.max_folds :]
+    if any(later.test.start < earlier.test.stop for earlier, later in pairwise(kept)):
         raise HistoryError(
             f"data.split.step_years: expected at least test_years={split.test_years:g}, or test windows overlap and "
             f"their bars count twice, was {split.step_years:g}"
         )
-    purge = LOOKBACK + config.mbpo.rollout_length
-    folds = walk_forward_splits(num_rows, split, config.data.bars_per_year, purge, embargo=walk.embargo_bars)
-    return folds if walk.max_folds is None else folds[-walk.max_folds :]
+    return kept
 
 
 def fold_tasks(config: DetentConfig, table: FeatureTable, data_hash: str) -> list[FoldTask]:
-    """One task per fold, learner and training run; those that do not learn run once per fold."""
-    common = config.model_dump(mode="json", include={"limits", "account", "reward", "env"})
-    version = source_hash()
+    """One task per fold, learner and training run; those that do not learn run once per fold.
+
+    Raises: HistoryError as `plan_folds`; ConfigError on learners that do not exist, or that leave the claim without
+        one of its sides.
+    """
+    evaluation = config.evaluation
+    check_learners("evaluation.walk_forward.learners", evaluation.walk_forward.learners, evaluation.verdict.challenger)
+    common = shared_settings(config)
+    version = source_hash("benchmarks/walk_forward.py")
     tasks = []
     for number, fold in enumerate(plan_folds(config, len(table))):
-        for learner in ("references", *config.evaluation.walk_forward.learners):
-            for run in range(1 if learner == "references" else config.evaluation.walk_forward.num_seeds):
+        for learner in ("references", *evaluation.walk_forward.learners):
+            for run in range(1 if learner == "references" else evaluation.walk_forward.num_seeds):
                 seeded = config.model_copy(update={"seed": config.seed + run})
                 windows = {name: [window.start, window.stop] for name, window in asdict(fold).items()}
                 identity = {
@@ -53,6 +64,7 @@ def fold_tasks(config: DetentConfig, table: FeatureTable, data_hash: str) -> lis
                     "seed": seeded.seed,
                     "settings": {**common, **settings_of(config, learner)},
                     "bars_per_year": config.data.bars_per_year,
+                    "timed_decisions": evaluation.suite.timed_decisions,
                     "data": data_hash,
                     "version": version,
                 }
@@ -63,7 +75,7 @@ def fold_tasks(config: DetentConfig, table: FeatureTable, data_hash: str) -> lis
 
 def work_on_fold(task: FoldTask) -> dict[str, Any]:
     """Fit one learner on a fold and walk its policies over the test window; see `benchmarks.suite.work_on_cell`."""
-    config, table, fold, learner, number = task.payload
+    config, table, fold, learner, _ = task.payload
     lesson = Lesson(
         config=config,
         train=table.rows(fold.train),
@@ -81,7 +93,7 @@ def work_on_fold(task: FoldTask) -> dict[str, Any]:
     for name, one in fitted.items():
         walked = judge(config, one, lesson.dynamics, test, bars_per_year=config.data.bars_per_year)
         output |= {f"{name}.{key}": value for key, value in walked.items()}
-        facts[name] = {"family": one.family, "notes": dict(one.notes), "fit_seconds": seconds, "fold": number}
+        facts[name] = one.facts(seconds)
     return {**output, "facts": facts}
 
 
@@ -94,28 +106,28 @@ def panel_of(table: FeatureTable) -> FeaturePanel:
 
 def join_folds(results: Sequence[FoldResult], tasks: Sequence[FoldTask]) -> dict[str, Walked]:
     """Every policy over all folds: returns are joined to one path [S, 1, n], metrics stay apart by fold [S, F]."""
-    runs: dict[str, dict[int, dict[int, tuple[dict[str, Any], dict[str, Any]]]]] = {}
+    found: dict[str, dict[int, dict[int, Run]]] = {}
     for result, task in zip(results, tasks, strict=True):
-        number, run = task.payload[-1], int(task.identity["run"])
+        # Of the task: a stored result may have been computed when the fold had another number.
+        fold, run = task.payload[-1], int(task.identity["run"])
         for name, facts in result.values["facts"].items():
-            prefix = f"{name}."
-            arrays = {key.removeprefix(prefix): value for key, value in result.arrays.items() if key.startswith(prefix)}
-            runs.setdefault(name, {}).setdefault(run, {})[number] = (arrays, facts)
-    return {name: _joined(name, by_run) for name, by_run in runs.items()}
+            found.setdefault(name, {}).setdefault(run, {})[fold] = (arrays_of(result, name), facts)
+    # In order of run and of time: runs of two policies are compared in pairs.
+    return {
+        name: gather(name, [_over_folds(by_fold) for _, by_fold in sorted(by_run.items())])
+        for name, by_run in found.items()
+    }
 
 
-def _joined(name: str, by_run: dict[int, dict[int, tuple[dict[str, Any], dict[str, Any]]]]) -> Walked:
-    rows = [[by_fold[number] for number in sorted(by_fold)] for _, by_fold in sorted(by_run.items())]
-    cells = [cell for row in rows for cell in row]
-    scores = [facts["notes"].get("validation_score", np.nan) for _, facts in cells]
-    return Walked(
-        name=name,
-        family=cells[0][1]["family"],
-        train_bars=0,
-        returns=np.stack([np.concatenate([arrays["returns"] for arrays, _ in row], axis=1) for row in rows]),
-        metrics={key: np.array([[float(arrays[key][0]) for arrays, _ in row] for row in rows]) for key in METRICS},
-        decision_ms=np.concatenate([arrays["decision_ms"] for arrays, _ in cells]),
-        invalid_actions=int(sum(int(arrays["invalid_actions"].sum()) for arrays, _ in cells)),
-        validation_score=float(np.mean(scores)),
-        fit_seconds=float(np.mean([facts["fit_seconds"] for _, facts in cells])),
-    )
+# The folds of one training run, by number, as one path.
+def _over_folds(by_fold: Mapping[int, Run]) -> Run:
+    folds = [run for _, run in sorted(by_fold.items())]
+    joined = {
+        key: np.concatenate([arrays[key] for arrays, _ in folds], axis=-1)
+        for key in ("returns", "decision_ms", "invalid_actions", *METRICS)
+    }
+    every = [facts for _, facts in folds]
+    score = float(np.mean([facts["notes"].get("validation_score", np.nan) for facts in every]))
+    seconds = float(np.mean([facts["fit_seconds"] for facts in every]))
+    facts = {"family": every[0]["family"], "train_bars": 0, "fit_seconds": seconds}
+    return joined, {**facts, "notes": {"validation_score": score}}

@@ -208,6 +208,11 @@ class VerdictConfig(Section):
     """Bootstrap resamples."""
     min_sharpe_gain: NonNegative = 0.10
     """Annualised Sharpe ratio by which the model-based policy must exceed the best model-free one."""
+    min_exposure: NonNegative = 0.05
+    """Mean |position| the challenger must have, multiples of equity: a Sharpe ratio does not know how little was at
+    stake."""
+    min_exposure_share: NonNegative = 0.25
+    """The same as a share of the rival's mean |position|."""
     drawdown_margin: Fraction = 0.02
     """Largest excess of mean maximum drawdown that still counts as not worse."""
     kill_switch_margin: Fraction = 0.02

@@ -84,12 +84,13 @@ def decide(
     kill_switch: KillSwitchTest | NotDecidable,
     latency_ms: float | NotDecidable | None,
     invalid_actions: int,
+    exposures: tuple[float, float],
     config: VerdictConfig,
 ) -> Verdict:
     """Apply the registered rules.
 
-    - GO: the Sharpe gain is at least `min_sharpe_gain` and its lower bound above 0; drawdown not worse, kill switch not
-      more frequent, latency within budget, no invalid action.
+    - GO: the Sharpe gain is at least `min_sharpe_gain` and its lower bound above 0; enough is at stake to speak of a
+      Sharpe ratio; drawdown not worse, kill switch not more frequent, latency within budget, no invalid action.
     - NO-GO: a safety criterion is violated, or neither the gain nor the lower bound is reached.
     - CONDITIONAL: anything between, with what would settle it.
 
@@ -100,6 +101,7 @@ def decide(
             `config`; what raised `NotDecidable` is passed as that error.
         latency_ms: upper bound on the 99th percentile of a decision; None if it was not measured.
         invalid_actions: forbidden actions of the challenger, over all runs.
+        exposures: mean |position| of the challenger and of the baseline, multiples of equity.
     Raises: ValueError where a measurement was made at another level or margin than registered.
     """
     _check_registered(sharpe, drawdown, kill_switch, config)
@@ -122,7 +124,8 @@ def decide(
         ),
     )
     point, above_zero, full = gain
-    asked = (point, above_zero, *safety)
+    exposure = _exposure(*exposures, config)
+    asked = (point, above_zero, exposure, *safety)
     violated = [criterion for criterion in safety if criterion.passed is False]
     if violated or not (point.passed or above_zero.passed):
         decision, against = Decision.NO_GO, violated or [point, above_zero]
@@ -134,7 +137,7 @@ def decide(
         decision = Decision.CONDITIONAL
         steps = dict.fromkeys(c.settled_by or c.reason for c in asked if not c.passed)
         next_step = f"Keep {baseline} for now. {' '.join(f'{_capital(step)}.' for step in steps)}"
-    return Verdict(decision, (*gain, *safety), _headline(decision, challenger, baseline, sharpe), next_step)
+    return Verdict(decision, (*gain, exposure, *safety), _headline(decision, challenger, baseline, sharpe), next_step)
 
 
 def _sharpe_criteria(sharpe: SharpeDifference | NotDecidable, config: VerdictConfig) -> tuple[Criterion, ...]:
@@ -236,6 +239,20 @@ def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin
         f"{_percent(interval.level)} interval {interval.high:.4f}, "
         f"allowed less than {margin:g}",
         settled_by=settled_by,
+    )
+
+
+def _exposure(challenger: float, baseline: float, config: VerdictConfig) -> Criterion:
+    # A Sharpe ratio does not know how little was at stake, and a drawdown next to nothing is small by itself.
+    least = max(config.min_exposure, config.min_exposure_share * baseline)
+    passed = challenger >= least
+    return Criterion(
+        name="exposure",
+        passed=passed,
+        observed=challenger,
+        threshold=least,
+        reason=f"mean exposure {challenger:.3f} of equity, asked for at least {least:.3f}",
+        settled_by="" if passed else "too little is at stake to compare: train or select for more exposure",
     )
 
 

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from configs import load_config
+from pipeline.caches import keep_caches_in, no_caches
 from pipeline.cli_output import emit, reported, stdout
+from pipeline.lock import create_workdir
 
+if TYPE_CHECKING:
+    from benchmarks.tuning import Trial
+    from evaluation.report import Report
+    from pipeline.evaluate import Evaluated
+
+# Written out, because their homes import torch: tests hold them equal.
 Engine = Literal["serial", "joblib", "ray"]
+Suite = Literal["standard", "smoke"]
+Learner = Literal["model_free", "sac", "masked_dqn", "mbpo"]
 
-SUITES = {"standard": "suite", "smoke": "suite-smoke"}
-"""Frozen suites by name, and their profiles."""
-
+PROFILES: dict[Suite, str] = {"standard": "suite", "smoke": "suite-smoke"}
+"""Profiles of the frozen suites."""
+DEFAULT_PROFILE = "default"
+"""Of a walk-forward."""
+SHOWN = ("policy", "Sharpe", "max drawdown", "kill switch")
+"""Columns of the main result that fit a terminal of 80; the report has them all."""
 COLOURS = {"GO": "green", "CONDITIONAL": "yellow", "NO-GO": "red"}
+MARK_COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
 def evaluate(
     suite: Annotated[
-        str | None,
-        typer.Option(
-            "--suite",
-            metavar="NAME",
-            help=f"A frozen suite on simulated markets: {', '.join(SUITES)}. Without it: walk-forward over real bars.",
-        ),
+        Suite | None,
+        typer.Option(help="A frozen suite on simulated markets; without it a walk-forward over real bars."),
     ] = None,
     profile: Annotated[
-        str,
-        typer.Option("--profile", "-p", help="Profile of the walk-forward (default, smoke) or path of a YAML file."),
-    ] = "default",
+        str | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="Profile of the walk-forward (default, smoke) or path of a YAML file; a suite has its own.",
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one setting, e.g. data.source.symbol=nasdaq."),
@@ -47,11 +64,8 @@ def evaluate(
     ] = "joblib",
     jobs: Annotated[int | None, typer.Option(min=1, help="Tasks at once; the number of cores if left out.")] = None,
     tune: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEARNER",
-            help="Instead of an evaluation, try settings of one learner on the suite's validation markets.",
-        ),
+        Learner | None,
+        typer.Option(help="Instead of an evaluation, try settings of a learner on the suite's validation markets."),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Settings tried by --tune, those in force included.")] = 12,
     runs: Annotated[int, typer.Option(min=1, help="Training runs of each trial.")] = 2,
@@ -64,82 +78,121 @@ def evaluate(
     What was finished is kept: an interrupted evaluation goes on where it stopped. The exit code is 0 whatever the
     verdict is; scripts read it from --json.
     """
+    if suite is not None and profile is not None:
+        raise typer.BadParameter("expected none beside --suite; change single settings by --set", param_hint="-p")
+    if suite is None and tune is not None:
+        raise typer.BadParameter("expected --suite beside it: settings are tried on its markets", param_hint="--tune")
     with reported(as_json, resumable=not dry_run):
-        if suite is not None and suite not in SUITES:
-            raise typer.BadParameter(f"expected one of {', '.join(SUITES)}, was {suite!r}", param_hint="--suite")
-        if tune is not None and suite is None:
-            raise typer.BadParameter(
-                "expected --suite beside it: settings are tried on its markets", param_hint="--tune"
-            )
-        config = load_config(profile if suite is None else SUITES[suite], overrides or ())
-        from pipeline import evaluate as evaluation
-
+        name = (profile or DEFAULT_PROFILE) if suite is None else PROFILES[suite]
+        config = load_config(name, overrides or ())
         if dry_run:
-            _print_plan(evaluation.planned(config, suite is not None), as_json)
+            with no_caches():
+                from pipeline import evaluate as evaluation
+
+                tuning = None if tune is None else evaluation.Tuning(tune, trials, runs)
+                _print_plan(evaluation.planned(config, workdir, is_suite=suite is not None, tuning=tuning), as_json)
             return
+        create_workdir(workdir)
+        keep_caches_in(workdir)
+        from pipeline import evaluate as evaluation
         from pipeline.progress import Reporter
 
-        job = evaluation.Job(engine, jobs or len(os.sched_getaffinity(0)), Reporter(quiet=quiet))
+        cores = len(os.sched_getaffinity(0))
+        job = evaluation.Job(engine=engine, jobs=jobs or cores, reporter=Reporter(quiet=quiet))
         if tune is not None:
-            ranked = evaluation.tune(config, workdir, job, tune, trials=trials, runs=runs)
-            if as_json:
-                emit({"status": "tuned", "exit_code": 0, "learner": tune, "trials": [vars(one) for one in ranked]})
-            else:
-                _print_trials(tune, ranked)
+            _print_trials(tune, evaluation.tune(config, workdir, job, evaluation.Tuning(tune, trials, runs)), as_json)
             return
         run = evaluation.evaluate_walk_forward if suite is None else evaluation.evaluate_suite
-        found = run(config, workdir, job, shlex.join(["detent", *sys.argv[1:]]))
+        found = run(config, workdir, job, _command(suite, name, overrides or ()))
         if as_json:
             emit(found.to_dict())
         else:
             _print_verdict(found)
 
 
-def _print_plan(labels: list[str], as_json: bool) -> None:
+# Without work directory and engine, which do not change the numbers.
+def _command(suite: Suite | None, profile: str, overrides: Sequence[str]) -> str:
+    what = ["--profile", profile] if suite is None else ["--suite", suite]
+    return shlex.join(["detent", "evaluate", *what, *(part for one in overrides for part in ("--set", one))])
+
+
+def _print_plan(tasks: Mapping[str, bool], as_json: bool) -> None:
     if as_json:
-        emit({"status": "dry_run", "exit_code": 0, "tasks": labels})
+        listed = [{"label": label, "stored": stored} for label, stored in tasks.items()]
+        emit({"status": "dry_run", "exit_code": 0, "tasks": listed})
         return
-    for label in labels:
-        stdout.print(f"  {label}", markup=False, highlight=False)
-    stdout.print(f"{len(labels)} tasks")
+    for label, stored in tasks.items():
+        stdout.print(f"  {label}{'  (stored)' * stored}", markup=False, highlight=False)
+    stdout.print(f"{len(tasks)} tasks, {sum(tasks.values())} of them stored", highlight=False)
 
 
-def _print_trials(learner: str, ranked: list[Any]) -> None:
-    table = Table(title=f"{learner}, best validation score first", title_justify="left")
-    for header in ("score", "of each run", "fit, s", "settings"):
-        table.add_column(header, justify="left" if header == "settings" else "right")
+def _print_trials(learner: str, ranked: Sequence[Trial], as_json: bool) -> None:
+    if as_json:
+        trials = [
+            {
+                "settings": trial.settings,
+                "score": _finite(trial.score),
+                "scores": [_finite(score) for score in trial.scores],
+                "seconds": trial.seconds,
+            }
+            for trial in ranked
+        ]
+        emit({"status": "tuned", "exit_code": 0, "learner": learner, "trials": trials})
+        return
+    table = _table(f"{learner}, best validation score first")
+    for header in ("score", "of each run", "fit, s"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("settings")
     for trial in ranked:
-        said = " ".join(f"{name}={value}" for name, value in trial.settings.items()) or "those in force"
+        said = "\n".join(f"{name}={value}" for name, value in trial.settings.items()) or "those in force"
         each = " ".join(f"{score:.3f}" for score in trial.scores)
         table.add_row(f"{trial.score:.3f}", each, f"{trial.seconds:.0f}", said)
     stdout.print(table)
 
 
-def _print_verdict(found: Any) -> None:
-    report = found.report
-    table = Table(title=report.title, title_justify="left")
-    for index, column in enumerate(report.results.columns[:8]):
-        table.add_column(column.label, justify="left" if index < 2 else "right")
-    for row in report.results.rows:
-        table.add_row(*(_cell(cell, column) for cell, column in zip(row[:8], report.results.columns, strict=False)))
-    stdout.print(table)
-    verdict = report.verdict
-    stdout.print(f"[{COLOURS[verdict.decision]}]{verdict.decision}[/]", end=" ")
-    stdout.print(verdict.headline.partition(": ")[2], markup=False, highlight=False)
+def _print_verdict(found: Evaluated) -> None:
+    from evaluation.report.display import VERDICT_MARKS, criterion_name, headline, sentence
+
+    stdout.print(_results(found.report))
+    verdict = found.report.verdict
+    stdout.print(Text.assemble((verdict.decision, f"bold {COLOURS[verdict.decision]}"), " ", headline(verdict)))
+    criteria = Table.grid(padding=(0, 2, 0, 0))
     for criterion in verdict.criteria:
-        mark = {True: "[green]passed[/]   ", False: "[red]missed[/]   ", None: "[yellow]undecided[/]"}[criterion.passed]
-        stdout.print(f"  {mark}", end=" ")
-        stdout.print(f"{criterion.name}: {criterion.reason}", markup=False, highlight=False)
+        sign, meaning = VERDICT_MARKS[criterion.passed]
+        mark = Text(sign, style=MARK_COLOURS[criterion.passed])
+        criteria.add_row(mark, criterion_name(criterion), meaning, sentence(criterion.reason))
+    stdout.print(criteria)
     stdout.print(verdict.next_step, markup=False, highlight=False)
-    stdout.print(f"report {found.files.html}", soft_wrap=True)
+    # Unwrapped, so that it can be copied.
+    stdout.print(f"report {found.files.html}", soft_wrap=True, highlight=False)
 
 
-def _cell(cell: Any, column: Any) -> str:
-    from evaluation.report.display import number
+# The interval of the Sharpe ratio alone: another one would not fit.
+def _results(report: Report) -> Table:
+    from evaluation.report.display import words
+    from evaluation.statistics import Interval
 
-    if cell is None:
-        return "-"
-    if hasattr(cell, "estimate"):
-        ends = (number(cell.low, column.format), number(cell.high, column.format))
-        return f"{number(cell.estimate, column.format)} ({ends[0]} to {ends[1]})"
-    return number(cell, column.format) if isinstance(cell, float) else str(cell)
+    table = _table(report.title)
+    shown = [(index, column) for index, column in enumerate(report.results.columns) if column.label in SHOWN]
+    for index, column in shown:
+        table.add_column(column.label, justify="right" if index else "left", no_wrap=True)
+    for row in report.results.rows:
+        cells = []
+        for index, column in shown:
+            cell, form = row[index], column.format
+            if not isinstance(cell, Interval):
+                cells.append(words(cell, form))
+            elif column.label == "Sharpe" and math.isfinite(cell.low):
+                cells.append(f"{words(cell.estimate, form)} ({words(cell.low, form)} to {words(cell.high, form)})")
+            else:
+                cells.append(words(cell.estimate, form))
+        table.add_row(*cells)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

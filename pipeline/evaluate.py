@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,23 +12,27 @@ from typing import Any
 import numpy as np
 
 from benchmarks.findings import Findings, size_findings, suite_findings
-from benchmarks.folds import Engine, FoldResult, FoldTask, run_folds
+from benchmarks.folds import Engine, FoldResult, FoldTask, Work, run_folds
 from benchmarks.machine import machine
-from benchmarks.report import suite_report, walk_forward_report
 from benchmarks.suite import plan_suite, suite_tasks, work_on_cell
 from benchmarks.tuning import Trial, draw_trials, rank_trials, tuning_tasks, work_on_trial
 from benchmarks.walk_forward import fold_tasks, join_folds, plan_folds, work_on_fold
-from configs import DetentConfig, config_hash, flat_values, resolved_yaml
+from configs import ConfigError, DetentConfig, config_hash, flat_values, resolved_yaml
 from data import FeatureTable, atomic_write_text, canonical_json, sha256_bytes
+from envs import REWARDS, TradingDynamics
+from envs.synthetic import MARKET_FIELDS, transition_matrix
 from evaluation.report import Report, ReportFiles, write_report
-from pipeline.errors import ExitCode
-from pipeline.inputs import load_inputs
+from pipeline.errors import ExitCode, TrackingUnavailable
+from pipeline.inputs import RunInputs, check_extra_rules, load_inputs
 from pipeline.lock import WorkdirLock, create_workdir
 from pipeline.progress import Reporter
 from pipeline.provenance import git_commit, library_versions
 from pipeline.tracking import Tracker
 
 EXPERIMENT = "detent-evaluation"
+"""Of the MLflow runs."""
+FOLDER = "evaluations"
+"""Below the work directory: a folder for each report, and `cells` with the results they are written from."""
 
 
 @dataclass(frozen=True)
@@ -37,56 +42,93 @@ class Evaluated:
     report: Report
     files: ReportFiles
     findings: Findings
+    run_key: str
+    """Names what was computed: tasks and settings."""
+    computed: int
+    """Tasks computed now; the others were read back."""
+    resumed: int
+    """Tasks whose results were found."""
     run_id: str | None
     """MLflow run."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the verdict of every training length and where the report lies."""
+        """JSON-able: the verdict, that of every training length of a suite, and where the report lies."""
+        sizes = {str(bars): str(one.claim.verdict.decision) for bars, one in self.findings.sizes.items() if bars}
         return {
             "status": "evaluated",
             "exit_code": int(ExitCode.PROMOTED),
             "verdict": self.findings.main.claim.verdict.to_dict(),
-            "by_train_bars": {str(bars): str(one.claim.verdict.decision) for bars, one in self.findings.sizes.items()},
+            "by_train_bars": sizes,
+            "tasks": {"computed": self.computed, "resumed": self.resumed},
             "report": str(self.files.html),
             "numbers": str(self.files.json),
             "summary": str(self.files.summary),
+            "run_key": self.run_key,
             "run_id": self.run_id,
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """How much is computed at once, and whether it is shown."""
+    """How an evaluation is computed; nothing here changes its numbers."""
 
     engine: Engine = "joblib"
     jobs: int = 1
+    """Tasks computed at once."""
     reporter: Reporter | None = None
     track: bool = True
     """Log to MLflow."""
 
 
-def planned(config: DetentConfig, is_suite: bool) -> list[str]:
-    """Labels of the tasks that an evaluation consists of, stored or not."""
-    if is_suite:
-        return [task.label for task in suite_tasks(config)]
-    inputs = load_inputs(config)
-    return [task.label for task in fold_tasks(config, inputs.table, inputs.data_hash)]
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of one learner, tried on the suite's validation markets."""
+
+    learner: str
+    trials: int = 12
+    """The settings in force included."""
+    runs: int = 2
+    """Training runs of each trial."""
+
+    def tasks(self, config: DetentConfig) -> tuple[list[dict[str, Any]], list[FoldTask]]:
+        """The trials and their tasks. Raises: ConfigError on a learner or number of trials that cannot be tried."""
+        _check_market(config)
+        drawn = draw_trials(self.learner, self.trials, config.seed)
+        bars = config.evaluation.suite.primary_train_bars
+        return drawn, tuning_tasks(config, self.learner, drawn, train_bars=bars, runs=self.runs)
+
+
+def planned(config: DetentConfig, workdir: Path, *, is_suite: bool, tuning: Tuning | None = None) -> dict[str, bool]:
+    """Label of every task -> whether its result is stored; nothing is written.
+
+    Raises: as `evaluate_suite`, `evaluate_walk_forward` and `tune` before they compute anything.
+    """
+    if tuning is not None:
+        tasks = tuning.tasks(config)[1]
+    elif is_suite:
+        tasks = _tasks_of_suite(config)
+    else:
+        tasks = _tasks_of_walk_forward(config, load_inputs(config))
+    return {task.label: (_cells(workdir) / task.key).exists() for task in tasks}
 
 
 def evaluate_suite(config: DetentConfig, workdir: Path, job: Job, command: str) -> Evaluated:
     """Run every cell of the suite that is not stored yet and write the report.
 
-    Raises: ConfigError, LockedError, TrackingUnavailable, OSError, FoldError; `exit_code_for` maps them.
+    Args: command: shell command that gives the same numbers, for the report.
+    Raises: ConfigError, RuleError, LockedError, TrackingUnavailable, OSError, FoldError; `exit_code_for` maps them.
     """
+    tasks = _tasks_of_suite(config)
 
     def conclude(results: Sequence[FoldResult]) -> tuple[Findings, Report]:
+        from benchmarks.report import suite_report
+
         findings = suite_findings(config, results, plan_suite(config))
         title = "Detent: masked model-based against model-free policies on known markets"
-        return findings, suite_report(
-            config, findings, title=title, reproduce=(command,), facts=_facts(config, results)
-        )
+        facts = _facts(config, results)
+        return findings, suite_report(config, findings, title=title, reproduce=(command,), facts=facts)
 
-    return _evaluate("suite", config, workdir, suite_tasks(config), work_on_cell, conclude, job)
+    return _evaluate("suite", config, workdir, tasks, work_on_cell, conclude, job)
 
 
 def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command: str) -> Evaluated:
@@ -96,9 +138,11 @@ def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command
     """
     inputs = load_inputs(config)
     table = inputs.table
-    tasks = fold_tasks(config, table, inputs.data_hash)
+    tasks = _tasks_of_walk_forward(config, inputs)
 
     def conclude(results: Sequence[FoldResult]) -> tuple[Findings, Report]:
+        from benchmarks.report import walk_forward_report
+
         policies = join_folds(results, tasks)
         size = size_findings(config, policies, 0, config.data.bars_per_year)
         findings = Findings(sizes={0: size}, primary=0)
@@ -117,30 +161,47 @@ def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command
     return _evaluate("walk-forward", config, workdir, tasks, work_on_fold, conclude, job)
 
 
-def tune(config: DetentConfig, workdir: Path, job: Job, learner: str, *, trials: int, runs: int) -> list[Trial]:
+def tune(config: DetentConfig, workdir: Path, job: Job, tuning: Tuning) -> list[Trial]:
     """Try settings of one learner on the suite's validation markets, best first; finished trials are kept.
 
-    Raises: ConfigError, LockedError, OSError, FoldError.
+    Raises: ConfigError, RuleError, LockedError, OSError, FoldError.
     """
+    drawn, tasks = tuning.tasks(config)
     reporter = job.reporter or Reporter(quiet=True)
     root = Path(workdir).resolve()
-    drawn = draw_trials(learner, trials, config.seed)
-    bars = config.evaluation.suite.primary_train_bars
-    tasks = tuning_tasks(config, learner, drawn, train_bars=bars, runs=runs)
     create_workdir(root)
     try:
-        with WorkdirLock(root), reporter.stage("trials") as progress:
-            results = run_folds(
-                tasks,
-                work_on_trial,
-                root / "evaluations" / "cells",
-                engine=job.engine,
-                jobs=job.jobs,
-                progress=progress,
-            )
+        with WorkdirLock(root):
+            return rank_trials(drawn, _run("trials", tasks, work_on_trial, root, job, reporter))
     finally:
         reporter.close()
-    return rank_trials(drawn, results)
+
+
+# --- before anything is computed ---------------------------------------------------------------------------------
+
+
+def _tasks_of_suite(config: DetentConfig) -> list[FoldTask]:
+    _check_market(config)
+    return suite_tasks(config)
+
+
+def _tasks_of_walk_forward(config: DetentConfig, inputs: RunInputs) -> list[FoldTask]:
+    check_extra_rules(inputs)
+    return fold_tasks(config, inputs.table, inputs.data_hash)
+
+
+# Workers would find the same out, one failed task at a time.
+def _check_market(config: DetentConfig) -> None:
+    if config.reward.name not in REWARDS:
+        raise ConfigError(f"reward.name: expected one of {sorted(REWARDS)}, was {config.reward.name!r}")
+    TradingDynamics.from_config([field.name for field in MARKET_FIELDS], config)
+    try:
+        transition_matrix(config.evaluation.market)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+# --- the work ----------------------------------------------------------------------------------------------------
 
 
 def _evaluate(
@@ -148,22 +209,20 @@ def _evaluate(
     config: DetentConfig,
     workdir: Path,
     tasks: Sequence[FoldTask],
-    work: Callable[[FoldTask], Mapping[str, Any]],
+    work: Work,
     conclude: Callable[[Sequence[FoldResult]], tuple[Findings, Report]],
     job: Job,
 ) -> Evaluated:
     reporter = job.reporter or Reporter(quiet=True)
     root = Path(workdir).resolve()
     create_workdir(root)
-    key = sha256_bytes(canonical_json([kind, [task.key for task in tasks]]).encode())
-    folder = root / "evaluations" / f"{kind}-{key[:12]}"
+    # The tasks alone would not do: thresholds and sample sizes of the verdict change the report, not the cells.
+    key = sha256_bytes(canonical_json([kind, config_hash(config), [task.key for task in tasks]]).encode())
+    folder = root / FOLDER / f"{kind}-{key[:12]}"
     try:
         with WorkdirLock(root):
             tracker = Tracker(config.tracking.uri, EXPERIMENT, root, config.tracking.model_name) if job.track else None
-            with reporter.stage(kind) as progress:
-                results = run_folds(
-                    tasks, work, root / "evaluations" / "cells", engine=job.engine, jobs=job.jobs, progress=progress
-                )
+            results = _run(kind, tasks, work, root, job, reporter)
             with reporter.stage("statistics"):
                 findings, report = conclude(results)
             with reporter.stage("report"):
@@ -172,7 +231,19 @@ def _evaluate(
                 run_id = None if tracker is None else _log(tracker, kind, key, config, findings, folder)
     finally:
         reporter.close()
-    return Evaluated(report, files, findings, run_id)
+    resumed = sum(result.resumed for result in results)
+    return Evaluated(report, files, findings, key, len(results) - resumed, resumed, run_id)
+
+
+def _run(
+    stage: str, tasks: Sequence[FoldTask], work: Work, root: Path, job: Job, reporter: Reporter
+) -> list[FoldResult]:
+    with reporter.stage(stage) as progress:
+        return run_folds(tasks, work, _cells(root), engine=job.engine, jobs=job.jobs, progress=progress)
+
+
+def _cells(workdir: Path) -> Path:
+    return Path(workdir).resolve() / FOLDER / "cells"
 
 
 def _log(tracker: Tracker, kind: str, key: str, config: DetentConfig, findings: Findings, folder: Path) -> str:
@@ -180,29 +251,44 @@ def _log(tracker: Tracker, kind: str, key: str, config: DetentConfig, findings: 
     try:
         verdict = findings.main.claim.verdict
         tracker.log_params(flat_values(config))
-        tracker.log_tags({"decision": str(verdict.decision), "git_commit": git_commit()})
-        for bars, size in findings.sizes.items():
-            sharpe = {f"sharpe/{name}": float(one.metrics["sharpe"].mean()) for name, one in size.policies.items()}
-            gain = size.claim.sharpe.interval
-            claim = {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high}
-            tracker.log_metrics({key: value for key, value in (sharpe | claim).items() if np.isfinite(value)}, bars)
+        tags = {"decision": str(verdict.decision), "git_commit": git_commit(), "config_hash": config_hash(config)}
+        tracker.log_tags(tags)
+        for bars, metrics in _metrics(findings).items():
+            tracker.log_metrics(metrics, bars)
         tracker.log_artifacts(folder, "report")
-    except BaseException:
-        tracker.finish("FAILED")
+    except BaseException as error:
+        # What went wrong matters more than a tracking server that is away at the same time.
+        with suppress(TrackingUnavailable):
+            tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     tracker.finish()
     return run_id
 
 
+# By training length, which is the step in MLflow; what has no value is left out, for MLflow keeps NaN as a number.
+def _metrics(findings: Findings) -> dict[int, dict[str, float]]:
+    metrics = {}
+    for bars, size in findings.sizes.items():
+        values: dict[str, float] = {}
+        if size.claim.sharpe is not None:
+            gain = size.claim.sharpe.interval
+            values |= {"gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high}
+        for name, one in size.policies.items():
+            for metric in ("sharpe", "max_drawdown", "killed"):
+                values[f"{metric}/{name}"] = float(one.metrics[metric].mean())
+        metrics[bars] = {name: float(value) for name, value in values.items() if np.isfinite(value)}
+    return metrics
+
+
 def _facts(config: DetentConfig, results: Sequence[FoldResult]) -> dict[str, Any]:
-    seconds = sum(result.seconds for result in results)
+    minutes = sum(result.seconds for result in results) / 60
     return {
         "machine": machine(),
         "versions": library_versions(),
         "git commit": git_commit(),
         "config": config_hash(config),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "computing": f"{seconds / 60:.0f} minutes on one core, {len(results)} tasks",
+        "computing": f"{len(results)} tasks, {minutes:,.1f} minutes one after the other",
     }
 
 

@@ -43,6 +43,7 @@ def verdict(**changes: Any) -> Verdict:
         "kill_switch": kill_switch_difference(killed(0), killed(0), margin=0.02, level=0.95),
         "latency_ms": 3.0,
         "invalid_actions": 0,
+        "exposures": (0.4, 0.5),
         "config": CONFIG,
     }
     return decide("mbpo", "ppo", **(measured | changes))
@@ -78,6 +79,10 @@ KILLS = {
         ({"latency_ms": None}, Decision.CONDITIONAL),
         ({"latency_ms": NotDecidable(9, "samples", "few")}, Decision.CONDITIONAL),
         ({"invalid_actions": 1}, Decision.NO_GO),
+        ({"exposures": (0.05, 0.2)}, Decision.GO),
+        ({"exposures": (0.049, 0.1)}, Decision.CONDITIONAL),
+        ({"exposures": (0.2, 0.81)}, Decision.CONDITIONAL),
+        ({"exposures": (math.nan, 0.1)}, Decision.CONDITIONAL),
         # What is open does not save what is violated, and safety alone earns nothing.
         ({"latency_ms": None, "drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
         ({"latency_ms": None, "sharpe": gain(0.08, -0.03)}, Decision.NO_GO),
@@ -198,13 +203,14 @@ def test_json_carries_every_criterion_with_its_reason():
         "sharpe_point",
         "sharpe_above_zero",
         "sharpe_full_margin",
+        "exposure",
         "drawdown",
         "kill_switch",
         "latency",
         "valid_actions",
     ]
     assert all(criterion["reason"] for criterion in raw["criteria"])
-    latency = raw["criteria"][5]
+    latency = raw["criteria"][6]
     assert (latency["passed"], latency["observed"], latency["threshold"]) == (None, None, 50.0)
     with pytest.raises(KeyError):
         verdict().criterion("profit")
