@@ -67,8 +67,8 @@ class Findings:
 
 
 LEAK_FACTOR = 1.5
-"""With tomorrow's return a learner must reach this multiple of the oracle, which knows the market, not the future. Knowing
-one bar perfectly is worth less than it seems: a position must be kept for three."""
+"""With tomorrow's return a learner must reach this multiple of the oracle, which knows the market, not the future.
+Knowing one bar perfectly is worth less than it seems: a position must be kept for three."""
 
 SHUFFLED_MARGIN = 0.15
 """A learner on signals of another time may exceed itself without signals by so much, training noise included."""

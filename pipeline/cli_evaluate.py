@@ -160,7 +160,7 @@ def _print_verdict(found: Evaluated) -> None:
     for criterion in verdict.criteria:
         sign, meaning = VERDICT_MARKS[criterion.passed]
         mark = Text(sign, style=MARK_COLOURS[criterion.passed])
-        criteria.add_row(mark, criterion_name(criterion), meaning, sentence(criterion.reason))
+        criteria.add_row(mark, criterion_name(criterion), meaning, Text(sentence(criterion.reason)))
     stdout.print(criteria)
     stdout.print(verdict.next_step, markup=False, highlight=False)
     # Unwrapped, so that it can be copied.
@@ -186,12 +186,13 @@ def _results(report: Report) -> Table:
                 cells.append(f"{words(cell.estimate, form)} ({words(cell.low, form)} to {words(cell.high, form)})")
             else:
                 cells.append(words(cell.estimate, form))
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    # As text: a symbol of the user's own may look like markup.
+    return Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def _finite(value: float) -> float | None:

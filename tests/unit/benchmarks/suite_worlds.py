@@ -107,3 +107,45 @@ def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], but: Se
     """Whether two sets of arrays are equal to the last bit, times of decisions aside."""
     keys = [key for key in one if not key.endswith(tuple(but))]
     return one.keys() == other.keys() and all(one[key].tobytes() == other[key].tobytes() for key in keys)
+
+
+GAINS = {
+    **{"flat": None, "buy_and_hold": 4e-4, "random_valid": 0.0, "vol_target": 3e-4},
+    **{"oracle": 1.2e-3, "belief_filter": 1e-3, "linear_signal": 5e-4, "ridge": 8e-4},
+    **{"model_free": 6e-4, "sac": 7e-4, "masked_dqn": 6e-4, "mbpo": 9e-4, "planner": 5e-4, "mbpo_planner": 9e-4},
+}
+"""Mean return per bar of the policies of a made-up suite; None never trades."""
+
+FAMILIES = {
+    "references": {"flat": "reference", "buy_and_hold": "reference", "random_valid": "reference", "vol_target": "rule"},
+    "truth": {"oracle": "reference", "belief_filter": "reference"},
+    "linear_signal": {"linear_signal": "rule"},
+    "ridge": {"ridge": "forecast"},
+    **{name: {name: "model_free"} for name in ("model_free", "sac", "masked_dqn")},
+    "mbpo": dict.fromkeys(("mbpo", "planner", "mbpo_planner"), "model_based"),
+}
+
+
+def made_up_suite(
+    cells: Sequence[Cell], *, bars: int = 120, paths: int = 6, altered: Mapping[str, float] | None = None
+) -> list[FoldResult]:
+    """One result per cell, the planners on two paths. Args: altered: variant -> Sharpe ratio of its learner."""
+    results = []
+    for number, cell in enumerate(cells):
+        noise = 1e-3 * np.random.default_rng(number).standard_normal((paths, bars)).astype(np.float32)
+        policies = {}
+        for name, family in FAMILIES[cell.learner].items():
+            gain = GAINS[name]
+            made = returns(gain or 0.0, runs=1, paths=paths, bars=bars)[0] + noise if gain is not None else 0.0 * noise
+            few = made[:2] if "planner" in name else made
+            arrays = arrays_of_run(few, hit_rate=np.nan if gain is None else 0.5)
+            if cell.variant != "plain":
+                arrays["sharpe"] = np.full(paths, (altered or {})[cell.variant])
+            elif cell.train_bars in (0, 400) and cell.learner != "truth" and "planner" not in name:
+                arrays |= {f"stress_{key}": np.full(2, float(cell.run)) for key in ("sharpe", "max_drawdown", "killed")}
+            if name == "mbpo":
+                arrays |= {"pit": np.full((50, 10), 0.5, np.float32), "coverage": np.array([0.5, 0.8, 0.95])}
+            policies[name] = (family, arrays)
+        score = {"validation_score": {"sac": 1.3, "masked_dqn": 1.1}.get(cell.learner, 1.2)}
+        results.append(made_up_cell(cell, policies, **({} if cell.learner in ("truth", "references") else score)))
+    return results

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from suite_worlds import YEAR, made_up_suite, returns, small, walked
+
+from benchmarks.comparison import Walked
+from benchmarks.findings import LEAK_FACTOR, SHUFFLED_MARGIN, Findings, book, size_findings, suite_findings
+from benchmarks.suite import plan_suite
+from evaluation.statistics import deflated_sharpe
+
+SIZES = ("evaluation.suite.train_bars=[300, 400]", "evaluation.suite.primary_train_bars=400")
+CONFIG = small(*SIZES, "evaluation.suite.trials={mbpo: 12}")
+ALTERED = {"leak": 20.0, "shuffled": 0.5, "no_signal": 0.4}
+
+
+@cache
+def findings() -> Findings:
+    plan = plan_suite(CONFIG)
+    return suite_findings(CONFIG, made_up_suite(plan, altered=ALTERED), plan)
+
+
+def checks_of(**altered: float) -> dict[str, bool]:
+    plan = plan_suite(CONFIG)
+    found = suite_findings(CONFIG, made_up_suite(plan, altered=ALTERED | altered), plan)
+    return {check.variant: check.passed for check in found.checks}
+
+
+def policies(**made: np.ndarray) -> dict[str, Walked]:
+    families = {"mbpo": "model_based", "mbpo_planner": "model_based", "sac": "model_free"}
+    base = {"buy_and_hold": returns(0.0, runs=1), "sac": returns(0.0, noise=1e-3), "mbpo": returns(1e-3, noise=1e-3)}
+    return {
+        name: walked(name, families.get(name, "reference"), one, score=1.0) for name, one in (base | made).items()
+    }
+
+
+# --- sizes -------------------------------------------------------------------------------------------------------
+
+
+def test_every_training_length_has_its_own_policies_and_the_references():
+    found = findings()
+    assert list(found.sizes) == [300, 400]
+    assert found.main is found.sizes[400]
+    for bars, size in found.sizes.items():
+        assert size.train_bars == bars
+        assert {one.train_bars for one in size.policies.values()} == {0, bars}
+        assert {name for name, one in size.policies.items() if one.train_bars == 0} == {
+            *("flat", "buy_and_hold", "random_valid", "vol_target", "oracle", "belief_filter")
+        }
+        assert len(size.policies) == 14
+    assert found.sizes[300].policies["flat"] is found.sizes[400].policies["flat"]
+
+
+def test_runs_become_seeds_and_references_have_one():
+    size = findings().main.policies
+    assert size["mbpo"].returns.shape == (2, 6, 120)
+    assert size["planner"].returns.shape == (2, 2, 120)
+    assert size["oracle"].returns.shape == (1, 6, 120)
+
+
+def test_cells_that_do_not_match_their_results_are_refused():
+    plan = plan_suite(CONFIG)
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        suite_findings(CONFIG, made_up_suite(plan[1:], altered=ALTERED), plan)
+
+
+def test_the_claim_is_against_the_model_free_policy_that_was_best_on_validation():
+    main = findings().main
+    assert (main.claim.challenger, main.claim.baseline) == ("mbpo", "sac")
+    pairs = [(one.challenger, one.baseline) for one in main.others]
+    assert {baseline for challenger, baseline in pairs if challenger == "mbpo"} == set(main.policies) - {
+        *("mbpo", "sac", "oracle")
+    }
+    assert [pair for pair in pairs if pair[0] != "mbpo"] == [("planner", "sac"), ("mbpo_planner", "sac")]
+
+
+def test_the_same_results_give_the_same_findings():
+    plan = plan_suite(CONFIG)
+    again = suite_findings(CONFIG, made_up_suite(plan, altered=ALTERED), plan)
+    assert again.main.claim.gain == findings().main.claim.gain
+    assert again.main.deflated == findings().main.deflated
+    assert again.main.superior == findings().main.superior
+
+
+def test_what_policies_did_on_the_first_path_is_that_of_the_first_run_and_primary_length():
+    found = findings()
+    assert set(found.first_path) == set(found.main.policies)
+    for name in ("mbpo", "sac", "flat"):
+        assert np.array_equal(found.first_path[name]["returns"], found.main.policies[name].returns[0])
+
+
+def test_stress_is_kept_by_run():
+    found = findings().stress
+    assert "oracle" not in found
+    assert "planner" not in found
+    assert found["mbpo"]["sharpe"].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert found["flat"]["killed"].shape == (1, 2)
+
+
+# --- checks of the instrument ------------------------------------------------------------------------------------
+
+
+def test_checks_pass_at_their_thresholds_and_fail_beyond():
+    oracle = float(findings().main.policies["oracle"].metrics["sharpe"].mean())
+    by_variant = {check.variant: check for check in findings().checks}
+    assert set(by_variant) == {"leak", "shuffled"}
+    assert by_variant["leak"].threshold == pytest.approx(LEAK_FACTOR * oracle)
+    assert by_variant["leak"].sharpe == 20.0
+    assert by_variant["shuffled"].threshold == pytest.approx(0.4 + SHUFFLED_MARGIN)
+    assert checks_of(leak=LEAK_FACTOR * oracle + 1e-9, shuffled=0.5) == {"leak": True, "shuffled": True}
+    assert checks_of(leak=LEAK_FACTOR * oracle - 1e-6) == {"leak": False, "shuffled": True}
+    assert checks_of(shuffled=0.4 + SHUFFLED_MARGIN + 1e-6) == {"leak": True, "shuffled": False}
+
+
+def test_a_check_without_a_number_does_not_pass():
+    assert checks_of(leak=float("nan"), shuffled=float("nan")) == {"leak": False, "shuffled": False}
+
+
+# --- many policies, many trials ----------------------------------------------------------------------------------
+
+
+def test_policies_that_beat_buy_and_hold_are_named_and_those_told_the_truth_are_not_asked():
+    made = policies(oracle=returns(5e-3, runs=1), flat=returns(0.0, runs=1) * 0.0, planner=returns(9e-3)[:, :2])
+    found = size_findings(CONFIG, made, 400, YEAR).superior
+    assert found.superior == ("mbpo",)
+    assert found.p_value < 0.05
+    assert size_findings(CONFIG, policies(mbpo=returns(-1e-3, noise=1e-3)), 400, YEAR).superior.superior == ()
+
+
+def test_too_few_bars_leave_the_superior_open():
+    short = {name: returns(0.0, bars=25) for name in ("buy_and_hold", "sac", "mbpo")}
+    found = size_findings(CONFIG, policies(**short), 400, YEAR)
+    assert found.superior is None
+    assert found.deflated is None
+    assert found.claim.sharpe is None
+
+
+def test_a_book_is_spread_over_runs_and_paths():
+    made = np.zeros((2, 3, 40), np.float32)
+    made[1, 2] = 0.06
+    assert book(walked("a", "rule", made)) == pytest.approx(np.full(40, 0.01))
+
+
+def test_all_trials_of_the_learner_are_counted_whichever_of_its_policies_challenges():
+    assert findings().main.deflated.trials == 12
+    planning = CONFIG.evaluation.model_copy(
+        update={"verdict": CONFIG.evaluation.verdict.model_copy(update={"challenger": "mbpo_planner"})}
+    )
+    config = CONFIG.model_copy(update={"evaluation": planning})
+    made = policies(mbpo_planner=returns(1e-3, noise=2e-3))
+    assert size_findings(config, made, 400, YEAR).deflated.trials == 12
+
+
+def test_the_deflated_ratio_is_that_of_a_middling_run_and_path():
+    made = policies()
+    found = size_findings(CONFIG, made, 400, YEAR).deflated
+    ratios = made["mbpo"].metrics["sharpe"]
+    assert found.sharpe == pytest.approx(np.sort(ratios.ravel())[6], rel=1e-6)
+    run, path = np.argwhere(ratios == np.sort(ratios.ravel())[6])[0]
+    spread = float(ratios.mean(axis=1).std(ddof=1))
+    assert found == deflated_sharpe(made["mbpo"].returns[run, path].astype(np.float64), 12, spread, YEAR)
+    assert found.probability < found.undeflated
+
+
+def test_nothing_is_deflated_for_a_policy_that_never_trades_or_a_single_run_of_many_trials():
+    still = policies(mbpo=np.zeros((2, 6, 120), np.float32))
+    assert size_findings(CONFIG, still, 400, YEAR).deflated is None
+    alone = policies(mbpo=returns(1e-3, runs=1))
+    assert size_findings(CONFIG, alone, 400, YEAR).deflated is None
+    assert size_findings(small(), alone, 400, YEAR).deflated.trials == 1

@@ -1,0 +1,316 @@
+"""`detent evaluate` before and after the work: what cannot work is said at once, by field and exit code."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+from report_worlds import interval, report, verdict
+from typer.testing import CliRunner, Result
+
+from benchmarks import folds
+from benchmarks.suite import suite_tasks
+from benchmarks.tuning import GRIDS
+from configs import list_profiles, load_config
+from evaluation.report import Column, Table, write_report
+from evaluation.report.display import MINUS, MISSING
+from pipeline import cli_evaluate
+from pipeline.caches import keep_caches_in, no_caches
+from pipeline.cli import app
+from pipeline.cli_output import emit
+from pipeline.evaluate import Evaluated, Job, Tuning, evaluate_suite, planned, tune
+from pipeline.lock import WorkdirLock
+
+TINY = (
+    "evaluation.suite.validation_paths=1",
+    "evaluation.suite.validation_bars=60",
+    "evaluation.suite.train_bars=[250]",
+    "evaluation.suite.primary_train_bars=250",
+)
+
+
+def evaluate(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *(str(argument) for argument in arguments)])
+
+
+def settings(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+@pytest.fixture(autouse=True)
+def own_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command moves caches of its process, which is this one here."""
+    for name in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR"):
+        monkeypatch.setenv(name, os.environ.get(name, tempfile.gettempdir()))
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
+
+
+# --- usage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--suite", "huge"), "'standard', 'smoke'"),
+        (("--tune", "mbpo"), "expected --suite beside it"),
+        (("--suite", "smoke", "--tune", "ridge"), "'model_free', 'sac', 'masked_dqn', 'mbpo'"),
+        (("--suite", "smoke", "--profile", "smoke"), "expected none beside --suite"),
+        (("--engine", "threads"), "'serial', 'joblib', 'ray'"),
+        (("--jobs", "0"), "x>=1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_wrong_usage_is_exit_code_2_and_says_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = evaluate(*arguments, "-w", tmp_path / "var")
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_the_command_line_are_those_of_the_packages_behind_it() -> None:
+    assert get_args(cli_evaluate.Engine) == get_args(folds.Engine)
+    assert get_args(cli_evaluate.Learner) == tuple(GRIDS)
+    assert get_args(cli_evaluate.Suite) == tuple(cli_evaluate.PROFILES)
+    assert set(cli_evaluate.PROFILES.values()) | {cli_evaluate.DEFAULT_PROFILE} <= set(list_profiles())
+
+
+# --- settings and data that cannot work --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry run", "run"])
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "field"),
+    [
+        ((), ["evaluation.walk_forward.learners=[model_free,nobody]"], "evaluation.walk_forward.learners"),
+        ((), ["evaluation.walk_forward.learners=[mbpo]"], "evaluation.walk_forward.learners"),
+        ((), ["evaluation.verdict.challenger=sac"], "evaluation.verdict.challenger"),
+        ((), ["reward.name=unknown"], "reward.name"),
+        (("--suite", "smoke"), ["evaluation.suite.learners=[nobody]"], "evaluation.suite.learners"),
+        (("--suite", "smoke"), ["evaluation.suite.check_learners=[nobody]"], "evaluation.suite.check_learners"),
+        (("--suite", "smoke"), ["evaluation.market.duration_days=[0.5,9,9]"], "evaluation.market.duration_days"),
+        (("--suite", "smoke"), ["reward.name=unknown"], "reward.name"),
+        (("--suite", "smoke"), ["limits.extra_rules=[{rule: nothing}]"], "limits.extra_rules"),
+        (("--suite", "smoke", "--tune", "sac"), ["reward.name=unknown"], "reward.name"),
+        (("--suite", "smoke", "--tune", "sac", "--trials", "9999"), [], "--trials"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_exit_code_78_before_anything_is_computed(
+    tmp_path: Path, arguments: tuple[str, ...], overrides: list[str], field: str, more: tuple[str, ...]
+) -> None:
+    result = evaluate(*arguments, *settings(*overrides), "-q", "-w", tmp_path / "var", *more)
+    assert result.exit_code == 78, result.output
+    assert field in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("var/evaluations"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["data.split.step_years=0.5"], "data.split.step_years: expected at least test_years=1.5"),
+        (["data.split.test_years=30", "data.split.step_years=30"], "window needs"),
+    ],
+    ids=["overlapping", "too long"],
+)
+def test_windows_that_overlap_or_do_not_fit_are_exit_code_65(tmp_path: Path, overrides: list[str], field: str) -> None:
+    result = evaluate(*settings(*overrides), "-q", "-w", tmp_path / "var", "--json")
+    assert result.exit_code == 65, result.output
+    assert json.loads(result.stdout)["exit_code"] == 65
+    assert field in result.stderr
+    assert not list(tmp_path.glob("var/evaluations"))
+
+
+def test_a_registry_that_is_away_is_exit_code_69_before_anything_is_computed(tmp_path: Path) -> None:
+    away = settings("tracking.uri=http://127.0.0.1:9")
+    result = evaluate("--suite", "smoke", *away, "-q", "-w", tmp_path / "var")
+    assert result.exit_code == 69, result.output
+    assert not list(tmp_path.glob("var/evaluations"))
+
+
+@pytest.mark.parametrize("more", [(), ("--tune", "sac")], ids=["evaluate", "tune"])
+def test_a_workdir_that_is_held_is_exit_code_75(tmp_path: Path, more: tuple[str, ...]) -> None:
+    with WorkdirLock(tmp_path / "var"):
+        assert evaluate("--suite", "smoke", "-q", "-w", tmp_path / "var", *more).exit_code == 75
+
+
+def test_a_workdir_below_a_file_is_exit_code_78(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert evaluate("--suite", "smoke", "-q", "-w", tmp_path / "file" / "var").exit_code == 78
+
+
+def test_a_task_that_fails_is_a_bug_with_its_name_and_the_others_are_kept(tmp_path: Path) -> None:
+    # A forecast further ahead than the training path is long; nothing else is wrong with these settings.
+    config = load_config("suite-smoke", [*TINY, "evaluation.ridge.horizons=[5000]"])
+    with pytest.raises(folds.FoldError, match="plain-ridge-250-0") as failed:
+        evaluate_suite(config, tmp_path, Job(engine="serial", track=False), "detent evaluate")
+    assert "others are stored" in str(failed.value)
+    assert any(planned(config, tmp_path, is_suite=True).values())
+
+
+def test_an_interrupted_evaluation_says_that_it_can_go_on(tmp_path: Path) -> None:
+    (tmp_path / "interrupting.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "evaluate", "-w", "var", "--json"]
+    done = subprocess.run(
+        [*command, *settings("limits.rule_modules=[interrupting]")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout) == {"status": "interrupted", "exit_code": 130}
+    assert done.stderr.splitlines()[-1].startswith("interrupted; start again to continue")
+
+
+# --- the plan ----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_every_task_and_which_are_stored_and_writes_nothing(tmp_path: Path) -> None:
+    workdir = tmp_path / "var"
+    plan = json.loads(evaluate("--suite", "smoke", "-w", workdir, "--dry-run", "--json").stdout)
+    tasks = suite_tasks(load_config("suite-smoke"))
+    assert (plan["status"], plan["exit_code"]) == ("dry_run", 0)
+    assert plan["tasks"] == [{"label": task.label, "stored": False} for task in tasks]
+    assert list(tmp_path.iterdir()) == []
+
+    (workdir / "evaluations" / "cells" / tasks[2].key).mkdir(parents=True)
+    shown = evaluate("--suite", "smoke", "-w", workdir, "--dry-run").stdout.splitlines()
+    assert [line.split()[0] for line in shown if line.endswith("(stored)")] == [tasks[2].label]
+    assert shown[-1] == f"{len(tasks)} tasks, 1 of them stored"
+
+
+def test_a_dry_run_of_a_walk_forward_lists_folds_learners_and_runs(tmp_path: Path) -> None:
+    fewer = settings("evaluation.walk_forward.max_folds=1", "evaluation.walk_forward.learners=[sac,mbpo]")
+    plan = json.loads(evaluate("-p", "suite-smoke", *fewer, "-w", tmp_path / "var", "--dry-run", "--json").stdout)
+    assert [task["label"] for task in plan["tasks"]] == [
+        "fold 1, references, run 1",
+        *(f"fold 1, {learner}, run {run}" for learner in ("sac", "mbpo") for run in (1, 2)),
+    ]
+
+
+def test_a_dry_run_of_a_tuning_lists_its_trials_not_the_suite(tmp_path: Path) -> None:
+    options = ("--tune", "sac", "--trials", "3", "--runs", "2")
+    plan = json.loads(evaluate("--suite", "smoke", *options, "-w", tmp_path / "var", "--dry-run", "--json").stdout)
+    expected = [f"sac, trial {trial}, run {run}" for trial in (1, 2, 3) for run in (1, 2)]
+    assert [task["label"] for task in plan["tasks"]] == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- tuning ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tuning_ends_with_its_trials_and_reads_them_back(tmp_path: Path) -> None:
+    options = ("--tune", "sac", "--trials", "1", "--runs", "2", "--engine", "serial", "-q", "--json")
+    result = evaluate("--suite", "smoke", *settings(*TINY), *options, "-w", tmp_path / "var")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["status"], found["learner"]) == ("tuned", "sac")
+    (trial,) = found["trials"]
+    assert trial["settings"] == {}
+    assert len(trial["scores"]) == 2
+    config = load_config("suite-smoke", TINY)
+    assert all(planned(config, tmp_path / "var", is_suite=True, tuning=Tuning("sac", 1, 2)).values())
+    (again,) = tune(config, tmp_path / "var", Job(engine="serial"), Tuning("sac", 1, 2))
+    assert list(again.scores) == trial["scores"]
+    assert again.seconds == trial["seconds"]
+
+
+# --- what is printed ---------------------------------------------------------------------------------------------
+
+
+def found(tmp_path: Path, **changes: object) -> Evaluated:
+    wide = interval(-0.123, -11.05, 9.64)
+    table = Table(
+        "Results",
+        (
+            Column("policy"),
+            Column("kind"),
+            Column("Sharpe", "per year", "+.2f", interval=True),
+            Column("max drawdown", "share", ".1%", interval=True),
+            Column("kill switch", "share of paths", ".1%"),
+            Column("decision p99", "ms", ".2f"),
+        ),
+        (
+            ("linear_signal", "rule", wide, interval(0.0891, -1.0, 2.0), 1.0, 123.456),
+            ("flat", "reference", interval(0.0, math.nan, math.nan), None, math.nan, 0.01),
+        ),
+    )
+    shown = report(title="Walk-forward over [bold]mine[/bold]", results=table, verdict=verdict(), **changes)
+    claim = SimpleNamespace(verdict=shown.verdict)
+    findings = SimpleNamespace(sizes={0: SimpleNamespace(claim=claim)}, main=SimpleNamespace(claim=claim))
+    return Evaluated(shown, write_report(shown, tmp_path), findings, "key", 3, 1, None)  # type: ignore[arg-type]
+
+
+def test_the_verdict_fits_a_terminal_of_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    cli_evaluate._print_verdict(found(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].rstrip() == "Walk-forward over [bold]mine[/bold]"
+    assert lines[-1] == f"report {tmp_path / 'report.html'}"
+    assert max(map(len, lines[:-1])) <= 80
+    rows = [line.split() for line in lines]
+    assert ["policy", "Sharpe", "max", "drawdown", "kill", "switch"] in rows
+    assert ["linear_signal", f"{MINUS}0.12", f"({MINUS}11.05", "to", "+9.64)", "8.9%", "100.0%"] in rows
+    assert ["flat", "+0.00", MISSING, MISSING] in rows
+    text = " ".join(" ".join(lines).split())
+    assert "CONDITIONAL B replaces a; Sharpe higher by 0.12." in text
+    assert "✗ Sharpe full margin not met Not established, short by -3 %." in text
+    assert "? Latency cannot be decided Decision time was not measured." in text
+
+
+def test_a_verdict_without_a_number_is_still_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    emit(found(tmp_path).to_dict())
+    written = json.loads(capsys.readouterr().out)
+    assert written["verdict"]["criteria"][-1]["observed"] is None
+    assert written["tasks"] == {"computed": 3, "resumed": 1}
+    assert written["by_train_bars"] == {}  # a walk-forward has no training lengths
+    assert written["run_id"] is None
+
+
+def test_the_command_to_reproduce_names_what_changes_the_numbers() -> None:
+    command = cli_evaluate._command(None, "my profile.yaml", ["data.source.symbol=nasdaq", "reward.name=n1"])
+    assert command == (
+        "detent evaluate --profile 'my profile.yaml' --set data.source.symbol=nasdaq --set reward.name=n1"
+    )
+    assert cli_evaluate._command("smoke", "suite-smoke", []) == "detent evaluate --suite smoke"
+
+
+# --- caches ------------------------------------------------------------------------------------------------------
+
+
+def test_caches_and_scratch_files_stay_below_the_workdir(tmp_path: Path) -> None:
+    keep_caches_in(tmp_path)
+    with tempfile.NamedTemporaryFile() as file:
+        assert Path(file.name).is_relative_to(tmp_path)
+    code = "import tempfile, matplotlib; print(tempfile.gettempdir(), matplotlib.get_configdir())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(Path(place).is_relative_to(tmp_path) for place in done.stdout.split())
+
+
+def test_without_caches_a_setting_of_the_users_own_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLCONFIGDIR", "mine")
+    with no_caches():
+        scratch = Path(os.environ["MPLCONFIGDIR"])
+        assert scratch.is_dir()
+    assert os.environ["MPLCONFIGDIR"] == "mine"
+    assert not scratch.exists()
+    monkeypatch.delenv("MPLCONFIGDIR")
+    with no_caches():
+        pass
+    assert "MPLCONFIGDIR" not in os.environ
