@@ -106,7 +106,7 @@ class SnapshotCallback(BaseCallback, Generic[PolicyT]):
         self.history.append({"step": float(self.num_timesteps), **finite})
         if self._log is not None:
             self._log({key: value for key, value in self.history[-1].items() if key != "step"}, self.num_timesteps)
-        if not self.best_weights or score > self.best_score:
+        if not self.best_weights or score > self.best_score or math.isnan(self.best_score):
             self.best_score, self.best_step = score, self.num_timesteps
             self.best_weights = {key: value.detach().clone() for key, value in weights.items()}
 

@@ -19,7 +19,16 @@ from configs import load_config
 from pipeline.evaluate import EXPERIMENT, Evaluated, Job, evaluate_suite, evaluate_walk_forward
 from pipeline.tracking import Tracker
 
-CRITERIA = ["sharpe_point", "sharpe_above_zero", "sharpe_full_margin", "drawdown", "kill_switch", "latency"]
+CRITERIA = [
+    "sharpe_point",
+    "sharpe_above_zero",
+    "sharpe_full_margin",
+    "exposure",
+    "drawdown",
+    "kill_switch",
+    "latency",
+    "valid_actions",
+]
 FOLDS = (
     "data.split.train_years=2",
     "data.split.validation_years=1",
@@ -85,7 +94,7 @@ def test_a_suite_ends_with_a_verdict_and_everything_a_script_needs(suite: SmokeR
     assert suite.returncode == 0, suite.stderr
     assert (result["status"], result["exit_code"]) == ("evaluated", 0)
     assert result["verdict"]["decision"] in ("GO", "CONDITIONAL", "NO-GO")
-    assert [one["name"] for one in result["verdict"]["criteria"]] == [*CRITERIA, "valid_actions"]
+    assert [one["name"] for one in result["verdict"]["criteria"]] == CRITERIA
     assert result["verdict"]["criteria"][-1]["passed"] is True
     config = load_config("suite-smoke").evaluation.suite
     assert result["by_train_bars"].keys() == {str(bars) for bars in config.train_bars}
@@ -157,6 +166,13 @@ def test_running_again_reads_everything_back(suite: SmokeRun, tmp_path: Path) ->
     assert stored(workdir) == before
     assert again.run_key == suite.result["run_key"]
     assert numbers(again.files.json, clock=True) == numbers(suite.result["numbers"], clock=True)
+
+
+def test_a_dry_run_writes_nothing_anywhere(tmp_path: Path) -> None:
+    done = detent("evaluate", "--suite", "smoke", "--workdir", "var", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "dry_run"
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["home", "tmpdir"]
 
 
 # --- walk-forward ------------------------------------------------------------------------------------------------

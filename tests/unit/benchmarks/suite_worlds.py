@@ -88,12 +88,12 @@ def walked(name: str, family: str, made: np.ndarray, *, score: float = np.nan, *
         "invalid_actions": 0,
         "fit_seconds": 1.0,
     }
-    return Walked(
-        name=name, family=family, returns=made, metrics=metrics, validation_score=score, **(fields | changes)
-    )
+    return Walked(name=name, family=family, returns=made, metrics=metrics, validation_score=score, **(fields | changes))
 
 
-def made_up_cell(cell: Cell, policies: Mapping[str, tuple[str, Mapping[str, np.ndarray]]], **notes: float) -> FoldResult:
+def made_up_cell(
+    cell: Cell, policies: Mapping[str, tuple[str, Mapping[str, np.ndarray]]], **notes: float
+) -> FoldResult:
     """A stored cell. Args: policies: name -> family and arrays of the run."""
     output: dict[str, Any] = {}
     facts = {}

@@ -25,7 +25,7 @@ def facts(score: float | None = None, seconds: float = 1.0) -> dict:
 
 def test_runs_are_joined_in_order():
     made = returns(0.0, noise=0.01)
-    runs = [(arrays_of_run(one), facts(score, seconds)) for one, score, seconds in zip(made, (1.0, 2.0), (3.0, 5.0))]
+    runs = [(arrays_of_run(made[0]), facts(1.0, 3.0)), (arrays_of_run(made[1]), facts(2.0, 5.0))]
     runs[1][0]["invalid_actions"][:] = 2
     one = gather("sac", runs)
     assert np.array_equal(one.returns, made)
@@ -62,7 +62,10 @@ def test_the_first_paths_are_cut_from_returns_and_metrics_alike():
 
 
 def test_a_known_difference_is_found_with_its_sign():
-    a, b = walked("mbpo", "model_based", returns(2e-3, noise=1e-3)), walked("sac", "model_free", returns(0.0, noise=1e-3))
+    a, b = (
+        walked("mbpo", "model_based", returns(2e-3, noise=1e-3)),
+        walked("sac", "model_free", returns(0.0, noise=1e-3)),
+    )
     found = compare(a, b, RULES, YEAR)
     expected = (sharpe_by_path(a.returns, YEAR) - sharpe_by_path(b.returns, YEAR)).mean()
     assert found.gain.estimate == pytest.approx(expected, abs=1e-9)

@@ -85,6 +85,20 @@ def test_a_lesson_may_choose_by_reward():
     assert other.validate(policy)["score"] != plain.validate(policy)["score"]
 
 
+def test_a_policy_that_is_nearly_flat_scores_no_better_than_flat_and_no_better_than_it_did():
+    bought = BuyAndHold(lesson().dynamics)
+    exposure, sharpe = (lesson().validate(bought)[f"validation_{name}"] for name in ("exposure", "sharpe"))
+    assert sharpe > 0.0
+    for least, score in ((exposure * 0.99, sharpe), (exposure * 1.01, 0.0)):
+        config = small(f"evaluation.verdict.min_exposure={least}")
+        asked = Lesson(config, lesson().train, lesson().validation, YEAR, 20)
+        assert asked.validate(bought)["score"] == score
+        assert asked.validate(bought)["validation_sharpe"] == sharpe
+    dear = small("evaluation.verdict.min_exposure=9", "account.commission_bps=500")
+    lost = Lesson(dear, lesson().train, lesson().validation, YEAR, 20).validate(RandomValid(1))
+    assert lost["score"] == lost["validation_sharpe"] < 0.0
+
+
 def test_a_score_that_no_metric_has_is_an_error():
     plain = lesson()
     with pytest.raises(KeyError, match="validation_luck"):

@@ -31,9 +31,7 @@ def checks_of(**altered: float) -> dict[str, bool]:
 def policies(**made: np.ndarray) -> dict[str, Walked]:
     families = {"mbpo": "model_based", "mbpo_planner": "model_based", "sac": "model_free"}
     base = {"buy_and_hold": returns(0.0, runs=1), "sac": returns(0.0, noise=1e-3), "mbpo": returns(1e-3, noise=1e-3)}
-    return {
-        name: walked(name, families.get(name, "reference"), one, score=1.0) for name, one in (base | made).items()
-    }
+    return {name: walked(name, families.get(name, "reference"), one, score=1.0) for name, one in (base | made).items()}
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------
@@ -169,4 +167,4 @@ def test_nothing_is_deflated_for_a_policy_that_never_trades_or_a_single_run_of_m
     assert size_findings(CONFIG, still, 400, YEAR).deflated is None
     alone = policies(mbpo=returns(1e-3, runs=1))
     assert size_findings(CONFIG, alone, 400, YEAR).deflated is None
-    assert size_findings(small(), alone, 400, YEAR).deflated.trials == 1
+    assert size_findings(small("evaluation.suite.trials={}"), alone, 400, YEAR).deflated.trials == 1

@@ -282,7 +282,7 @@ def test_a_plan_that_cannot_end_in_a_verdict_is_refused_before_anything_is_compu
         ),
         ("seed=5", set()),
         ("evaluation.verdict.confidence=0.9", set()),
-        ("evaluation.suite.num_seeds=1", set()),
+        ("evaluation.suite.num_seeds=2", set()),
         ("evaluation.suite.trials={mbpo: 12}", set()),
         ("evaluation.suite.check_learners=[]", set()),
         ("evaluation.suite.learners=[mbpo, sac]", set()),
@@ -290,7 +290,10 @@ def test_a_plan_that_cannot_end_in_a_verdict_is_refused_before_anything_is_compu
     ],
 )
 def test_a_setting_computes_anew_only_the_cells_that_read_it(override, changed):
-    before, after = key_of(small("evaluation.suite.num_seeds=1")), key_of(small("evaluation.suite.num_seeds=1", override))
+    before, after = (
+        key_of(small("evaluation.suite.num_seeds=1")),
+        key_of(small("evaluation.suite.num_seeds=1", override)),
+    )
     assert {label for label in before.keys() & after.keys() if before[label] != after[label]} == changed
 
 
@@ -303,6 +306,7 @@ def test_a_setting_computes_anew_only_the_cells_that_read_it(override, changed):
         "env.episode_bars=100",
         "evaluation.market.signal_noise=1",
         "evaluation.garch.alpha=0.05",
+        "evaluation.verdict.min_exposure=0.1",
         "evaluation.suite.base_seed=1",
         "evaluation.suite.test_paths=2",
         "evaluation.suite.test_bars=90",
@@ -340,7 +344,11 @@ def test_the_code_hash_covers_what_the_suite_imports():
     missing = set()
     for path in [one for one in covered if one.parent.name in {"benchmarks", "evaluation"}]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in {"benchmarks", "evaluation", "configs"}:
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in {
+                "benchmarks",
+                "evaluation",
+                "configs",
+            }:
                 file = root / f"{node.module.replace('.', '/')}.py"
                 if file not in covered and node.module not in free and not node.module.startswith("configs."):
                     missing.add(node.module)

@@ -85,7 +85,7 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path) -> None:
         ("- seed\n", "expected a mapping at the top, was list"),
         ("seed: !!python/object:os.system {}\n", "expected YAML"),
         ("extends: 3\n", "extends: expected the name of a profile, was 3"),
-        ("extends: nightly\n", "profile: expected one of default, smoke, was 'nightly'"),
+        ("extends: nightly\n", "profile: expected one of default, smoke, suite, suite-smoke, was 'nightly'"),
         ("mbpo: 3\n", "mbpo: expected a section with fields below it, was 3"),
         ("data: {source: {path: 2024-13-45}}\n", "month must be in 1..12"),
     ],
@@ -109,7 +109,10 @@ def test_missing_directory_and_non_text_files_are_config_errors(tmp_path) -> Non
 
 
 def test_an_unknown_profile_suggests_the_nearest() -> None:
-    assert error_of("smok") == "profile: expected one of default, smoke, was 'smok'; did you mean 'smoke'?"
+    assert (
+        error_of("smok")
+        == "profile: expected one of default, smoke, suite, suite-smoke, was 'smok'; did you mean 'smoke'?"
+    )
 
 
 # --- unknown keys -----------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ def models(model: type[BaseModel] = DetentConfig) -> Iterator[type[BaseModel]]:
             yield from models(inner)
 
 
-def test_default_and_smoke_ship_with_the_package() -> None:
-    assert list_profiles() == ("default", "smoke")
+def test_nightly_runs_and_suites_ship_with_the_package() -> None:
+    assert list_profiles() == ("default", "smoke", "suite", "suite-smoke")
 
 
 @pytest.mark.parametrize("profile", list_profiles())

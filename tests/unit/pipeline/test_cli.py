@@ -151,7 +151,7 @@ def test_config_show_schema_and_profiles(tmp_path: Path) -> None:
     assert detent("config", "show", "-p", tmp_path / "own.yaml").stdout == shown
     schema = json.loads(detent("config", "schema").stdout)
     assert schema["properties"]["mbpo"]
-    assert detent("config", "profiles").stdout.split() == ["default", "smoke"]
+    assert detent("config", "profiles").stdout.split() == ["default", "smoke", "suite", "suite-smoke"]
 
 
 def test_doctor_reports_each_check(tmp_path: Path) -> None:

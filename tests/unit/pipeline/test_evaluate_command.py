@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
+import numpy as np
 import pytest
 from report_worlds import interval, report, verdict
 from typer.testing import CliRunner, Result
@@ -26,7 +27,7 @@ from pipeline import cli_evaluate
 from pipeline.caches import keep_caches_in, no_caches
 from pipeline.cli import app
 from pipeline.cli_output import emit
-from pipeline.evaluate import Evaluated, Job, Tuning, evaluate_suite, planned, tune
+from pipeline.evaluate import Evaluated, Job, Tuning, _metrics, evaluate_suite, planned, tune
 from pipeline.lock import WorkdirLock
 
 TINY = (
@@ -34,6 +35,11 @@ TINY = (
     "evaluation.suite.validation_bars=60",
     "evaluation.suite.train_bars=[250]",
     "evaluation.suite.primary_train_bars=250",
+)
+FEW = (
+    "evaluation.suite.learners=[ridge,model_free,mbpo]",
+    "evaluation.suite.check_learners=[]",
+    "evaluation.suite.num_seeds=1",
 )
 
 
@@ -64,7 +70,7 @@ def own_caches(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--suite", "smoke", "--tune", "ridge"), "'model_free', 'sac', 'masked_dqn', 'mbpo'"),
         (("--suite", "smoke", "--profile", "smoke"), "expected none beside --suite"),
         (("--engine", "threads"), "'serial', 'joblib', 'ray'"),
-        (("--jobs", "0"), "x>=1"),
+        (("--jobs", "0"), "--jobs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -152,7 +158,7 @@ def test_a_workdir_below_a_file_is_exit_code_78(tmp_path: Path) -> None:
 
 def test_a_task_that_fails_is_a_bug_with_its_name_and_the_others_are_kept(tmp_path: Path) -> None:
     # A forecast further ahead than the training path is long; nothing else is wrong with these settings.
-    config = load_config("suite-smoke", [*TINY, "evaluation.ridge.horizons=[5000]"])
+    config = load_config("suite-smoke", [*TINY, *FEW, "evaluation.ridge.horizons=[5000]"])
     with pytest.raises(folds.FoldError, match="plain-ridge-250-0") as failed:
         evaluate_suite(config, tmp_path, Job(engine="serial", track=False), "detent evaluate")
     assert "others are stored" in str(failed.value)
@@ -281,6 +287,25 @@ def test_a_verdict_without_a_number_is_still_json(tmp_path: Path, capsys: pytest
     assert written["tasks"] == {"computed": 3, "resumed": 1}
     assert written["by_train_bars"] == {}  # a walk-forward has no training lengths
     assert written["run_id"] is None
+
+
+def test_metrics_are_logged_by_training_length_and_only_where_there_is_a_value() -> None:
+    def policy(sharpe: float) -> SimpleNamespace:
+        values = {"sharpe": sharpe, "max_drawdown": 0.1, "killed": 0.0}
+        return SimpleNamespace(metrics={name: np.full((2, 3), value) for name, value in values.items()})
+
+    def size(sharpe: SimpleNamespace | None) -> SimpleNamespace:
+        claim = SimpleNamespace(sharpe=sharpe)
+        return SimpleNamespace(claim=claim, policies={"mbpo": policy(1.5), "flat": policy(math.nan)})
+
+    decided = SimpleNamespace(interval=interval(0.2, math.nan, 0.5))
+    logged = _metrics(SimpleNamespace(sizes={500: size(decided), 1250: size(None)}))  # type: ignore[arg-type]
+    policies = {"sharpe/mbpo": 1.5, "max_drawdown/mbpo": 0.1, "killed/mbpo": 0.0}
+    policies |= {"max_drawdown/flat": 0.1, "killed/flat": 0.0}
+    assert logged == {
+        500: pytest.approx({"gain": 0.2, "gain_high": 0.5, **policies}),
+        1250: pytest.approx(policies),
+    }
 
 
 def test_the_command_to_reproduce_names_what_changes_the_numbers() -> None:

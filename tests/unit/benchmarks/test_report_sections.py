@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from suite_worlds import BARS, YEAR, made_up_suite, returns, small, walked
+
+from benchmarks.comparison import compare
+from benchmarks.findings import Findings, size_findings, suite_findings
+from benchmarks.report import suite_report, walk_forward_report
+from benchmarks.report_sections import (
+    checks,
+    comparisons,
+    equity,
+    first_market,
+    fold_by_fold,
+    more_metrics,
+    not_shown,
+    results_table,
+    stress,
+    the_claim,
+    training_lengths,
+    world_model,
+)
+from benchmarks.suite import judged_market, plan_suite
+from configs import DetentConfig
+from evaluation.report import Section, Table
+from evaluation.report.writer import write_report
+from evaluation.statistics.interval import Interval
+
+CONFIG = small("evaluation.suite.train_bars=[300, 400]", "evaluation.suite.primary_train_bars=400")
+ALTERED = {"leak": 20.0, "shuffled": 9.0, "no_signal": 0.4}
+
+
+def made_up(config: DetentConfig) -> Findings:
+    plan = plan_suite(config)
+    return suite_findings(config, made_up_suite(plan, bars=BARS - 1, altered=ALTERED), plan)
+
+
+@cache
+def findings() -> Findings:
+    return made_up(CONFIG)
+
+
+def column(table: Table, label: str) -> dict:
+    at = [one.label for one in table.columns].index(label)
+    return {row[0]: row[at] for row in table.rows}
+
+
+def shown(section: Section) -> tuple[list[str], list[str]]:
+    return [table.name for table in section.tables], [figure.name for figure in section.figures]
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def test_the_results_rank_every_policy_and_show_what_was_measured():
+    main = findings().main
+    table = results_table("Results", main, CONFIG)
+    ratios = [row[2].estimate for row in table.rows]
+    assert len(ratios) == 14
+    assert ratios == sorted(ratios, reverse=True)
+    sharpe = column(table, "Sharpe")
+    for name, one in main.policies.items():
+        assert sharpe[name].estimate == pytest.approx(one.metrics["sharpe"].mean())
+        assert column(table, "decision p99")[name] == 2.0
+    assert column(table, "kind")["sac"] == "model-free"
+    assert "6 paths" in table.note
+    assert "planner, mbpo_planner: the first 2 paths only" in table.note or "mbpo_planner, planner" in table.note
+
+
+def test_a_planner_that_comes_first_does_not_hide_how_many_paths_the_others_walked():
+    main = findings().main
+    turned = replace(main, policies=dict(sorted(main.policies.items(), key=lambda item: "planner" not in item[0])))
+    assert results_table("Results", turned, CONFIG).note == results_table("Results", main, CONFIG).note
+
+
+def test_training_lengths_show_each_learner_at_each_length_and_each_verdict():
+    section = training_lengths(findings(), CONFIG)
+    tables, figures = shown(section)
+    assert tables == ["Sharpe ratio by training length", "Verdict by training length"]
+    assert figures == ["Sharpe ratio by training length"]
+    by_policy, verdicts = section.tables
+    assert {row[0] for row in by_policy.rows} == {
+        *("linear_signal", "ridge", "model_free", "sac", "masked_dqn", "mbpo", "planner", "mbpo_planner")
+    }
+    expected = findings().sizes[300].policies["ridge"].metrics["sharpe"].mean()
+    assert column(by_policy, "300 bars")["ridge"].estimate == pytest.approx(expected)
+    assert [row[:2] for row in verdicts.rows] == [(300, "sac"), (400, "sac")]
+    assert verdicts.rows[1][2] == findings().main.claim.gain
+
+
+def test_the_claim_says_its_interval_its_power_and_what_it_would_have_needed():
+    section = the_claim(findings().main, CONFIG)
+    claim = findings().main.claim
+    assert shown(section) == (["Power"], ["Difference of Sharpe ratios"])
+    assert len(section.tables[0].rows) == len(claim.power) > 0
+    text = " ".join(section.text)
+    assert claim.gain.method in text
+    assert "On one path mbpo has the higher Sharpe ratio with probability" in text
+    assert "Kill switch: mbpo on 0 paths, sac on 0" in text
+
+
+def test_comparisons_list_the_claim_first_and_those_who_beat_buy_and_hold():
+    section = comparisons(findings())
+    (table,) = section.tables
+    assert table.rows[0][0] == "mbpo - sac"
+    assert len(table.rows) == 1 + len(findings().main.others)
+    assert "Hansen's SPA" in section.text[0]
+    assert shown(section)[1] == ["Differences"]
+
+
+def test_more_metrics_keep_what_is_missing_missing():
+    table, costs = more_metrics(findings().main).tables
+    assert column(table, "hit rate")["flat"] is None
+    assert column(table, "hit rate")["mbpo"] == 0.5
+    assert column(costs, "validation score")["sac"] == pytest.approx(1.3)
+    assert column(costs, "validation score")["flat"] is None
+    assert column(costs, "forbidden actions")["mbpo"] == 0
+
+
+def test_checks_tell_passed_from_failed():
+    (section,) = checks(findings())
+    (table,) = section.tables
+    assert [(row[0], row[1], row[-1]) for row in table.rows] == [
+        ("tomorrow's return is a feature", "ridge", True),
+        ("signals of another time", "ridge", False),
+    ]
+    assert checks(replace(findings(), checks=())) == ()
+
+
+def test_stress_is_ranked_and_left_out_where_nobody_walked():
+    (section,) = stress(findings(), CONFIG)
+    assert column(section.tables[0], "Sharpe")["mbpo"] == 0.5
+    assert stress(replace(findings(), stress={}), CONFIG) == ()
+
+
+def test_folds_are_rows_with_a_column_per_policy():
+    policies = {"mbpo": walked("mbpo", "model_based", returns(0.0, paths=1), sharpe=0.0)}
+    ratios = np.array([[1.0, 2.0], [3.0, math.nan]])
+    policies["mbpo"] = replace(policies["mbpo"], metrics={**policies["mbpo"].metrics, "sharpe": ratios})
+    windows = [{"train": "a to b", "test": "c to d"}, {"train": "a to c", "test": "e to f"}]
+    section = fold_by_fold(replace(findings().main, policies=policies), windows)
+    assert section.tables[0].rows == ((1, "a to b", "c to d", 2.0), (2, "a to c", "e to f", None))
+
+
+def test_what_the_evidence_does_not_show_is_every_criterion_that_was_not_passed():
+    main = findings().main
+    lines = not_shown(main)
+    failed = [one.name for one in main.claim.verdict.criteria if not one.passed]
+    assert [line.partition(":")[0] for line in lines] == failed
+    assert failed
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_equity_and_one_market_are_drawn_for_the_pair_of_the_claim():
+    times = judged_market(CONFIG).features.timestamps
+    assert shown(equity(findings().main, times))[1] == ["Equity and drawdown"]
+    section = first_market(CONFIG, findings())
+    assert shown(section)[1] == ["Regimes and positions", "Masks and choices"]
+    assert "mbpo" in section.figures[1].alt
+
+
+def test_calibration_is_drawn_where_there_is_a_world_model():
+    (section,) = world_model(findings())
+    assert shown(section)[1] == ["Calibration of the world model"]
+    assert world_model(replace(findings(), first_path={})) == ()
+
+
+# --- little data -------------------------------------------------------------------------------------------------
+
+
+def test_a_report_of_one_run_and_one_length_builds_and_is_written(tmp_path):
+    config = small("evaluation.suite.num_seeds=1")
+    found = made_up(config)
+    assert found.main.policies["mbpo"].returns.shape[0] == 1
+    report = suite_report(config, found, title="Small", reproduce=("detent",), facts={"machine": "none"})
+    files = write_report(report, tmp_path)
+    assert files.html.stat().st_size > 10_000
+    assert report.verdict is found.main.claim.verdict
+    assert "6 paths" in report.results.note
+    assert [section.title for section in report.sections][:3] == ["Training length", "Equity and drawdown", "The claim"]
+
+
+def test_a_metric_that_is_nan_everywhere_breaks_no_table():
+    main = findings().main
+    nan = replace(main.policies["ridge"], metrics={k: v * math.nan for k, v in main.policies["ridge"].metrics.items()})
+    broken = replace(main, policies=main.policies | {"ridge": nan})
+    found = replace(findings(), sizes={300: findings().sizes[300], 400: broken})
+    assert results_table("Results", broken, CONFIG).rows[-1][0] == "ridge"
+    assert column(more_metrics(broken).tables[0], "Sortino")["ridge"] is None
+    assert isinstance(column(training_lengths(found, CONFIG).tables[0], "400 bars")["ridge"], Interval)
+
+
+def test_a_claim_that_cannot_be_decided_says_so_instead_of_failing():
+    main = findings().main
+    short = {name: walked(name, "model_free", returns(mean, bars=29)) for name, mean in (("mbpo", 1e-3), ("sac", 0.0))}
+    undecided = compare(short["mbpo"], short["sac"], CONFIG.evaluation.verdict, YEAR)
+    section = the_claim(replace(main, claim=undecided), CONFIG)
+    assert "needs 1 more bars" in section.text[0]
+    assert section.figures == ()
+    assert section.tables[0].rows == ()
+    alone = replace(findings(), sizes={400: replace(main, claim=undecided, others=())})
+    assert comparisons(alone).figures == ()
+    assert comparisons(alone).tables[0].rows[0][0] == "mbpo - sac"
+    assert training_lengths(alone, CONFIG).tables[1].rows[0][0] == 400
+    both = replace(findings(), sizes={400: replace(main, claim=undecided)})
+    assert shown(comparisons(both))[1] == ["Differences"]
+
+
+def test_a_walk_forward_is_reported_by_fold(tmp_path):
+    names = {"flat": "reference", "buy_and_hold": "reference", "sac": "model_free", "mbpo": "model_based"}
+    policies = {}
+    for index, (name, family) in enumerate(names.items()):
+        made = returns(2e-4 * index, runs=1 if family == "reference" else 2, paths=1, bars=90, noise=1e-3)
+        one = walked(name, family, made * (name != "flat"), train_bars=0, score=1.0)
+        folds = {key: np.repeat(values, 3, axis=1) for key, values in one.metrics.items()}
+        policies[name] = replace(one, metrics=folds)
+    found = Findings(sizes={0: size_findings(CONFIG, policies, 0, YEAR)}, primary=0)
+    times = np.datetime64("2001-01-01", "D") + np.arange(91)
+    windows = [{"train": "a", "test": str(number)} for number in range(3)]
+    report = walk_forward_report(CONFIG, found, times, windows, title="Folds", reproduce=("detent",), facts={})
+    assert "3 folds" in report.results.note
+    assert "paths" not in report.results.note
+    assert "On one fold" in " ".join(report.sections[2].text)
+    assert write_report(report, tmp_path).html.exists()
