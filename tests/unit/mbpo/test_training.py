@@ -72,6 +72,12 @@ def test_the_best_snapshot_is_kept_not_the_last() -> None:
     assert any(not torch.equal(weights[1][key], weights[-1][key]) for key in weights[1])
 
 
+def test_a_snapshot_without_a_score_does_not_beat_those_that_have_one() -> None:
+    trained = train(mixed(), scripted([float("nan"), -1.0, float("nan"), -2.0]))
+    assert trained.best_score == -1.0
+    assert trained.best_step == trained.history[1]["step"]
+
+
 def test_same_seed_gives_bit_identical_weights() -> None:
     first, again = (train(mixed(), scripted([1.0] * 9)) for _ in range(2))
     for key, value in first.policy.network.state_dict().items():
