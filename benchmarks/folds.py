@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 import traceback
 import warnings
@@ -43,6 +44,9 @@ from data.files import TEMP_PREFIX, atomic_directory, canonical_json, sha256_byt
 
 ARRAYS_NAME = "arrays.npz"
 RECORD_NAME = "result.json"
+
+FULLY_TOLD = 3
+"""Failed tasks whose traceback is shown; the others are named."""
 
 Engine = Literal["serial", "joblib", "ray"]
 """This process; the cores of this machine; a Ray cluster."""
@@ -148,7 +152,9 @@ def run_folds(
             results[key] = _unpack(outcome, task, resumed=False)
         report(task.label)
     if failures:
-        causes = "\n".join(failures[key].rstrip() for key in missing if key in failures)
+        told = [failures[key].rstrip() for key in missing if key in failures]
+        # The first ones in full: what fails a hundred tasks is the same thing, as a rule.
+        causes = "\n".join([*told[:FULLY_TOLD], *(cause.splitlines()[0] for cause in told[FULLY_TOLD:])])
         raise FoldError(
             f"{len(failures)} of {len(tasks)} tasks failed, the others are stored in {root}; remove the cause and run "
             f"again to compute the failed ones\n{causes}"
@@ -298,9 +304,19 @@ def _on_cores(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Out
 
 def _pool(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Outcome]:
     # The environment is set before a worker imports anything, so that no library starts threads it will not use.
-    with parallel_config(backend="loky", inner_max_num_threads=1):
+    with parallel_config(backend="loky", inner_max_num_threads=1, initializer=_end_with, initargs=(os.getpid(),)):
         pool = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
     yield from pool(delayed(_compute)(work, task) for task in tasks)
+
+
+# A worker whose parent was killed would wait for its next task for good.
+def _end_with(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # Not Ray's joblib backend: joblib refuses to stream from it, so nothing would be stored before the last task ended; it

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import signal
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from configs import DetentConfig, json_schema, list_profiles, load_config, resolved_yaml
 from data.files import atomic_write_bytes, atomic_write_text
+from pipeline.caches import keep_caches_in
 from pipeline.cli_bench import bench_app
 from pipeline.cli_evaluate import evaluate
 from pipeline.cli_output import BundleOption, RuleModules, emit, import_rules, reported, stdout
@@ -97,7 +96,7 @@ def retrain(
             _print_plan(config, workdir, as_json)
             return
         create_workdir(workdir)
-        _keep_caches_in(workdir)
+        keep_caches_in(workdir)
         from pipeline.progress import Reporter
         from pipeline.report import print_report
         from pipeline.retrain import retrain as run
@@ -204,16 +203,6 @@ def config_profiles() -> None:
     """List the shipped profiles."""
     for name in list_profiles():
         typer.echo(name)
-
-
-def _keep_caches_in(workdir: Path) -> None:
-    # Libraries would otherwise write font caches, compiled kernels and scratch files to the home directory and /tmp.
-    cache = workdir.resolve() / "cache"
-    temporary = cache / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    os.environ["MPLCONFIGDIR"] = str(cache / "matplotlib")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "torchinductor")
-    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
 
 
 def _print_plan(config: DetentConfig, workdir: Path, as_json: bool) -> None:

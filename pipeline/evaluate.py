@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.errors import ExitCode, TrackingUnavailable
 from pipeline.inputs import RunInputs, check_extra_rules, load_inputs
 from pipeline.lock import WorkdirLock, create_workdir
 from pipeline.progress import Reporter
-from pipeline.provenance import git_commit, library_versions
+from pipeline.provenance import git_commit, library_versions, rule_sources
 from pipeline.tracking import Tracker
 
 EXPERIMENT = "detent-evaluation"
@@ -182,12 +182,20 @@ def tune(config: DetentConfig, workdir: Path, job: Job, tuning: Tuning) -> list[
 
 def _tasks_of_suite(config: DetentConfig) -> list[FoldTask]:
     _check_market(config)
-    return suite_tasks(config)
+    dynamics = TradingDynamics.from_config([field.name for field in MARKET_FIELDS], config)
+    return _with_rules(suite_tasks(config), rule_sources(dynamics.rule_set.rules, config.limits.rule_modules))
 
 
 def _tasks_of_walk_forward(config: DetentConfig, inputs: RunInputs) -> list[FoldTask]:
     check_extra_rules(inputs)
-    return fold_tasks(config, inputs.table, inputs.data_hash)
+    return _with_rules(fold_tasks(config, inputs.table, inputs.data_hash), inputs.rule_sources)
+
+
+# Rules of the user's own decide what a task computes; their source does not stand in any setting.
+def _with_rules(tasks: list[FoldTask], sources: Mapping[str, str]) -> list[FoldTask]:
+    if not sources:
+        return tasks
+    return [replace(task, identity={**task.identity, "rule_sources": dict(sources)}) for task in tasks]
 
 
 # Workers would find the same out, one failed task at a time.

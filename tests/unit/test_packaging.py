@@ -104,7 +104,7 @@ def test_profiles_load_from_the_unpacked_wheel_outside_the_checkout(wheel, tmp_p
         check=False,
         cwd=tmp_path,
     )
-    assert (done.stdout, done.stderr) == ("[0, 0]\n", "")
+    assert (done.stdout, done.stderr) == ("[0, 0, 0, 0]\n", "")
 
 
 def test_each_top_level_name_has_exactly_one_owner() -> None:

@@ -136,18 +136,19 @@ def test_the_signal_moves_the_next_bar_by_its_drift(market: MarketPaths) -> None
     for response, share in ((gap, 0.2), (intraday, 0.8)):
         estimate, error = slope(market.true_signal[:, :-1], response - share * drift)
         assert abs(estimate - share * DEFAULT.signal_drift / 252) < 4 * error
-        # Noise in the regressor attenuates: variance 1 of the signal over 1 + 0.7^2.
+        # Noise in the regressor attenuates: variance 1 of the signal over that of both.
         estimate, error = slope(market.signal[:, :-1], response - share * drift)
-        assert abs(estimate - share * DEFAULT.signal_drift / 252 / 1.49) < 4 * error
+        assert abs(estimate - share * DEFAULT.signal_drift / 252 / (1 + DEFAULT.signal_noise**2)) < 4 * error
 
 
 def test_the_signal_of_a_bar_does_not_move_that_bar() -> None:
-    # A short memory tells the bars apart: the bar's own return correlates with its signal through the last one only.
+    # A short memory tells the bars apart: the bar's own return correlates with its signal through the last one only,
+    # whose weight is the persistence, 2^(-1 / 0.5).
     config = SMOOTH.model_copy(update={"signal_half_life_days": 0.5, "signal_drift": 1.0})
     market = simulate_market(config, paths=100, bars=2000, seed=5)
     gap, intraday = parts(market)
     estimate, error = slope(market.true_signal[:, 1:], gap + intraday)
-    assert abs(estimate - DEFAULT.signal_drift / 252) < 4 * error
+    assert abs(estimate - 0.25 * 1.0 / 252) < 4 * error
 
 
 # --- returns -----------------------------------------------------------------------------------------------
