@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,18 @@ def test_failing_tasks_are_named_after_all_others_are_stored(tmp_path: Path, eng
     assert [result.resumed for result in results] == [True, False, True, False, True]
 
 
+def always_fails(task: FoldTask) -> dict[str, Any]:
+    raise ValueError("no bars")
+
+
+def test_of_many_failures_the_first_are_told_in_full(tmp_path: Path) -> None:
+    with pytest.raises(FoldError) as raised:
+        run_folds(tasks(5), always_fails, tmp_path, engine="serial")
+    assert str(raised.value).count("Traceback") == 5
+    assert str(raised.value).count("ValueError: no bars") == 3
+    assert [str(raised.value).count(f"fold {number}: ") for number in range(5)] == [1] * 5
+
+
 def test_a_worker_that_dies_takes_only_its_own_task_along(tmp_path: Path) -> None:
     payload = {"log": str(tmp_path / "log"), "die": [0, 4]}
     with pytest.raises(
@@ -197,12 +210,23 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     child = subprocess.Popen([sys.executable, "-c", CHILD, HERE, tmp_path], start_new_session=True)
     try:
-        while len(list(runs.glob("*/result.json"))) < 2 or len(calls({"log": tmp_path / "log"})) < 3:
+        # A result that is being written lies in a temporary folder.
+        while (
+            sum(not path.parent.name.startswith(TEMP_PREFIX) for path in runs.glob("*/result.json")) < 2
+            or len(calls({"log": tmp_path / "log"})) < 3
+        ):
             assert child.poll() is None, "the child ended by itself"
             time.sleep(0.02)
+        child.kill()
+        child.wait()
+        # Its workers follow by themselves; nobody else would end them.
+        with pytest.raises(ProcessLookupError):
+            for _ in range(1500):
+                os.killpg(child.pid, 0)
+                time.sleep(0.02)
     finally:
-        os.killpg(child.pid, signal.SIGKILL)  # its workers too, as when the machine goes down
-        assert child.wait() == -signal.SIGKILL
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
     assert stored_seeds(runs) == [0, 1]
 
     payload = {"log": str(tmp_path / "second")}
