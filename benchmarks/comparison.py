@@ -138,7 +138,7 @@ class Comparison:
     latency_ms: float | None
     """Upper bound on the 99th percentile of a decision of the challenger."""
     improvement: Interval | None
-    """Chance that the challenger has the higher Sharpe ratio on a path."""
+    """Chance that the challenger has the higher Sharpe ratio on a path, or a fold."""
     power: tuple[PowerRow, ...]
     verdict: Verdict
 
@@ -149,9 +149,18 @@ class Comparison:
         return unknown if self.sharpe is None else self.sharpe.interval
 
 
-def compare(challenger: Walked, baseline: Walked, config: VerdictConfig, bars_per_year: int) -> Comparison:
+def compare(
+    challenger: Walked,
+    baseline: Walked,
+    config: VerdictConfig,
+    bars_per_year: int,
+    *,
+    failed_checks: tuple[str, ...] = (),
+    unit: str = "path",
+) -> Comparison:
     """Hold the claim against two policies, on the paths that both have walked.
 
+    Args: failed_checks and unit as `evaluation.verdict.decide` takes them.
     Raises: ValueError on malformed returns, or different bars or runs.
     """
     paths = min(challenger.paths, baseline.paths)
@@ -191,6 +200,8 @@ def compare(challenger: Walked, baseline: Walked, config: VerdictConfig, bars_pe
         config=config,
         invalid_actions=a.invalid_actions,
         exposures=(float(np.mean(a.metrics["exposure"])), float(np.mean(b.metrics["exposure"]))),
+        failed_checks=failed_checks,
+        unit=unit,
     )
     rows = []
     if not isinstance(sharpe, NotDecidable):

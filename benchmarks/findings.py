@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from benchmarks.contenders import learner_of
 from benchmarks.folds import FoldResult
 from benchmarks.suite import Cell
 from configs import DetentConfig
-from evaluation.statistics import DeflatedSharpe, NotDecidable, SuperiorPolicies, deflated_sharpe, superior_policies
+from evaluation.statistics import (
+    DeflatedSharpe,
+    NotDecidable,
+    SuperiorPolicies,
+    deflated_sharpe,
+    sharpe_by_path,
+    superior_policies,
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +40,13 @@ class SizeFindings:
     superior: SuperiorPolicies | None
     """Which policies beat buy and hold, all tested at once; None where the data are too few."""
     deflated: DeflatedSharpe | None
-    """Of the challenger, every trial counted; None where it never trades, or one run cannot say how trials scatter."""
+    """Of the challenger, counting the settings tried for it; None where nobody counted them, where it never trades, or
+    where one run cannot say how trials scatter."""
+
+    @property
+    def unit(self) -> str:
+        """What metrics are counted on: "path", or the "fold" of a walk-forward."""
+        return "path" if self.train_bars else "fold"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,6 +59,12 @@ class Check:
     yardstick: str
     threshold: float
     passed: bool
+
+    @property
+    def failure(self) -> str:
+        """What went wrong, in words; of a check that failed."""
+        side = "below" if self.variant == "leak" else "above"
+        return f"{self.policy} with {LABELS[self.variant]} has Sharpe {self.sharpe:.2f}, {side} {self.threshold:.2f}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,6 +85,9 @@ class Findings:
         """The primary training length."""
         return self.sizes[self.primary]
 
+
+LABELS = {"leak": "tomorrow's return as a feature", "shuffled": "signals of another time"}
+"""Variants of the market that check the instrument, in words."""
 
 LEAK_FACTOR = 1.5
 """With tomorrow's return a learner must reach this multiple of the oracle, which knows the market, not the future.
@@ -91,29 +114,39 @@ def suite_findings(config: DetentConfig, results: Sequence[FoldResult], cells: S
                 stress.setdefault(name, []).append(entry)
     walked = {key: gather(key[0], runs) for key, runs in plain.items()}
     primary = config.evaluation.suite.primary_train_bars
+    checks = tuple(_checks(altered, float(walked["oracle", 0].metrics["sharpe"].mean())))
+    failed = tuple(check.failure for check in checks if not check.passed)
     sizes = {
         bars: size_findings(
             config,
             {name: one for (name, size), one in walked.items() if size in (0, bars)},
             bars,
             config.evaluation.market.bars_per_year,
+            failed,
         )
         for bars in sorted(config.evaluation.suite.train_bars)
     }
-    oracle = float(walked["oracle", 0].metrics["sharpe"].mean())
     return Findings(
         sizes=sizes,
         primary=primary,
-        checks=tuple(_checks(altered, oracle)),
+        checks=checks,
         stress={name: {key: np.stack([run[key] for run in runs]) for key in runs[0]} for name, runs in stress.items()},
         first_path={name: runs[0][0] for (name, size), runs in plain.items() if size in (0, primary)},
     )
 
 
 def size_findings(
-    config: DetentConfig, policies: dict[str, Walked], train_bars: int, bars_per_year: int
+    config: DetentConfig,
+    policies: dict[str, Walked],
+    train_bars: int,
+    bars_per_year: int,
+    failed_checks: tuple[str, ...] = (),
 ) -> SizeFindings:
-    """Hold the claim and every other comparison against the policies of one training length."""
+    """Hold the claim and every other comparison against the policies of one training length.
+
+    Args: train_bars: 0 for a walk-forward, whose policies are counted by fold; failed_checks: of the instrument, in
+        words.
+    """
     rules = config.evaluation.verdict
     rival = best_on_validation(one for one in policies.values() if one.family == "model_free")
     challenger = policies[rules.challenger]
@@ -121,46 +154,47 @@ def size_findings(
         *((challenger, one) for one in policies.values() if one.name not in (challenger.name, rival.name, "oracle")),
         *((one, rival) for one in policies.values() if one.family == "model_based" and one is not challenger),
     ]
+    held = partial(
+        compare,
+        config=rules,
+        bars_per_year=bars_per_year,
+        failed_checks=failed_checks,
+        unit="path" if train_bars else "fold",
+    )
     return SizeFindings(
         train_bars=train_bars,
         policies=policies,
-        claim=compare(challenger, rival, rules, bars_per_year),
-        others=tuple(compare(a, b, rules, bars_per_year) for a, b in pairs),
+        claim=held(challenger, rival),
+        others=tuple(held(a, b) for a, b in pairs),
         superior=_superior(policies, rules.confidence, rules.resamples),
         deflated=_deflated(config, challenger, bars_per_year),
     )
 
 
-def book(walked: Walked) -> NDArray[np.float64]:
-    """Returns [n] of a book that spreads its money evenly over all runs and paths, every bar anew."""
-    returns: NDArray[np.float64] = walked.returns.astype(np.float64).mean(axis=(0, 1))
-    return returns
-
-
 def _superior(policies: Mapping[str, Walked], level: float, resamples: int) -> SuperiorPolicies | None:
     base = policies["buy_and_hold"]
     rivals = {
-        name: book(one)
+        name: one.returns
         for name, one in policies.items()
         if name not in ("buy_and_hold", "flat", "oracle", "belief_filter") and one.paths == base.paths
     }
     try:
-        return superior_policies(book(base), rivals, level=level, resamples=resamples, seed=SEED)
+        return superior_policies(base.returns, rivals, level=level, resamples=resamples, seed=SEED)
     except NotDecidable:
         return None
 
 
 def _deflated(config: DetentConfig, challenger: Walked, bars_per_year: int) -> DeflatedSharpe | None:
-    # One training run on one path is what somebody would look at; the trials are all that were tried on validation.
-    ratios = challenger.metrics["sharpe"]
-    middle = np.unravel_index(np.argsort(ratios, axis=None)[ratios.size // 2], ratios.shape)
-    trials = config.evaluation.suite.trials.get(learner_of(challenger.name), 1)
-    if trials > 1 and len(ratios) == 1:
+    # One training run on one path is what somebody would look at. The scores of the settings that were tried are not
+    # kept, so the spread of the training runs stands for theirs.
+    trials = config.evaluation.suite.trials.get(learner_of(challenger.name))
+    ratios = sharpe_by_path(challenger.returns, bars_per_year)
+    if trials is None or (trials > 1 and len(ratios) == 1):
         return None
+    middle = np.unravel_index(np.argsort(ratios, axis=None)[ratios.size // 2], ratios.shape)
     spread = float(ratios.mean(axis=1).std(ddof=1)) if len(ratios) > 1 else 0.0
-    returns = challenger.returns[middle if challenger.paths > 1 else (middle[0], 0)].astype(np.float64)
     try:
-        return deflated_sharpe(returns, trials, spread, bars_per_year)
+        return deflated_sharpe(challenger.returns[middle].astype(np.float64), trials, spread, bars_per_year)
     except ValueError:  # a policy that stays flat has no ratio to deflate
         return None
 

@@ -260,8 +260,10 @@ def _unpack(files: _Files, task: FoldTask, *, resumed: bool) -> FoldResult:
 
 
 def _store(folder: Path, files: _Files) -> None:
-    if folder.exists():  # a damaged result is kept until there is a better one
+    if folder.is_dir():  # a damaged result is kept until there is a better one
         shutil.rmtree(folder)
+    elif folder.exists():
+        folder.unlink()
     with atomic_directory(folder) as temp:
         (temp / ARRAYS_NAME).write_bytes(files.arrays)
         (temp / RECORD_NAME).write_bytes(files.record)
@@ -273,7 +275,7 @@ def _stored(folder: Path, task: FoldTask) -> FoldResult | None:
     try:
         files = _Files((folder / ARRAYS_NAME).read_bytes(), (folder / RECORD_NAME).read_bytes())
         return _unpack(files, task, resumed=True)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
         warnings.warn(f"{folder}: damaged, computing {task.label!r} again: {error}", RuntimeWarning, stacklevel=3)
         return None
 

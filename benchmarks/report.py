@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.findings import Findings, SizeFindings
+from benchmarks.findings import Findings
+from benchmarks.report_pictures import equity, first_market, world_model
 from benchmarks.report_sections import (
     checks,
     comparisons,
-    equity,
-    first_market,
     fold_by_fold,
     more_metrics,
     not_shown,
@@ -21,7 +20,6 @@ from benchmarks.report_sections import (
     stress,
     the_claim,
     training_lengths,
-    world_model,
 )
 from benchmarks.suite import judged_market
 from configs import DetentConfig
@@ -50,7 +48,7 @@ def suite_report(
         *checks(findings),
         *stress(findings, config),
     )
-    return _report(main, title, subtitle, sections, reproduce, facts, config)
+    return _report(findings, title, subtitle, sections, reproduce, facts, config)
 
 
 def walk_forward_report(
@@ -80,11 +78,11 @@ def walk_forward_report(
         comparisons(findings),
         more_metrics(main),
     )
-    return _report(main, title, subtitle, sections, reproduce, facts, config)
+    return _report(findings, title, subtitle, sections, reproduce, facts, config)
 
 
 def _report(
-    main: SizeFindings,
+    findings: Findings,
     title: str,
     subtitle: str,
     sections: Sequence[Section],
@@ -95,10 +93,10 @@ def _report(
     return Report(
         title=title,
         subtitle=subtitle,
-        verdict=main.claim.verdict,
-        results=results_table("Results", main, config),
+        verdict=findings.main.claim.verdict,
+        results=results_table("Results", findings.main, config),
         sections=tuple(sections),
-        not_shown=not_shown(main),
+        not_shown=not_shown(findings),
         reproduce=tuple(reproduce),
         facts=facts,
     )

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.comparison import Comparison, Walked, metric_interval, sharpe_aggregates
-from benchmarks.findings import Findings, SizeFindings
-from benchmarks.suite import judged_market
+from benchmarks.findings import LABELS, Findings, SizeFindings
+from benchmarks.report_pictures import explained
 from configs import DetentConfig
-from envs import TradingDynamics
-from evaluation.mask_plot import mask_reasons
-from evaluation.plots import holdout_calibration, png_bytes
 from evaluation.report import Column, Figure, Section, Table
-from evaluation.report.figures import difference_distribution, equity_fan, forest, regime_and_position, sharpe_by_size
+from evaluation.report.display import criterion_name
+from evaluation.report.figures import difference_distribution, forest, sharpe_by_size
+from evaluation.statistics import Interval, sharpe_by_path
 
 Row = tuple[Any, ...]
 
 SHOWN = 7
 """Learning curves in a picture; more cannot be told apart."""
-STRIP_BARS = 250
-"""Bars of the first path that masks and positions are shown for."""
 LEVELS = ("oracle", "belief_filter", "buy_and_hold")
 """Policies that need no training, drawn as levels."""
-
-RESULT_COLUMNS = (
-    Column("policy"),
-    Column("kind"),
-    Column("Sharpe", "per year", "+.2f", interval=True),
-    Column("middle half", "per year", "+.2f", interval=True),
-    Column("max drawdown", "share", ".1%", interval=True),
-    Column("kill switch", "share of paths", ".1%"),
-    Column("turnover", "equity per year", ".1f"),
-    Column("exposure", "equity", ".2f"),
-    Column("costs", "share of final equity", ".1%"),
-    Column("decision p99", "ms", ".2f"),
-)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -47,35 +31,51 @@ RESULT_COLUMNS = (
 
 def results_table(name: str, main: SizeFindings, config: DetentConfig) -> Table:
     """Every policy with its intervals, best Sharpe ratio first."""
-    rules = config.evaluation.verdict
+    rules, unit = config.evaluation.verdict, main.unit
+    by_fold = unit == "fold"
+    columns = (
+        Column("policy"),
+        Column("kind"),
+        Column("Sharpe", "per year", "+.2f", interval=True),
+        *((Column("Sharpe of joined folds", "per year", "+.2f"),) if by_fold else ()),
+        Column("middle half", "per year", "+.2f", interval=True),
+        Column("max drawdown", "share", ".1%", interval=True),
+        Column("kill switch", f"share of {unit}s", ".1%"),
+        Column("turnover", "equity per year", ".1f"),
+        Column("exposure", "equity", ".2f"),
+        Column("costs", "share of final equity", ".1%"),
+        Column("decision p99", "ms", ".2f"),
+        Column(f"{unit}s"),
+    )
     rows = []
     for one in _ranked(main.policies):
         mean, middle = sharpe_aggregates(one, rules)
+        joined = (float(sharpe_by_path(one.returns, config.data.bars_per_year).mean()),) if by_fold else ()
         rows.append(
             (
                 one.name,
                 one.family.replace("_", "-"),
                 mean,
+                *joined,
                 middle,
-                metric_interval(one, "max_drawdown", rules.confidence),
+                _share(metric_interval(one, "max_drawdown", rules.confidence)),
                 _mean(one, "killed"),
                 _mean(one, "turnover_per_year"),
                 _mean(one, "exposure"),
                 _mean(one, "cost_paid"),
                 float(np.quantile(one.decision_ms, 0.99)),
+                _walked(one),
             )
         )
-    of = "paths" if main.train_bars else "folds"
-    counts = {one.name: one.metrics["sharpe"].shape[1] for one in main.policies.values()}
-    most, least = max(counts.values()), min(counts.values())
+    most = max(_walked(one) for one in main.policies.values())
     note = (
-        f"Mean over training runs and {most} {of}, {rules.confidence:.0%} intervals over runs and {of}. "
+        f"Mean over training runs and {most} {unit}s, {rules.confidence:.0%} intervals over runs and {unit}s. "
         f"Decision: one state at a time, in Python; the exported graph is timed by `detent bench latency`."
     )
-    few = sorted(name for name, count in counts.items() if count < most)
-    if few:
-        note += f" {_listed(few)}: the first {least} paths only; comparisons use the paths both have walked."
-    return Table(name, RESULT_COLUMNS, tuple(rows), note)
+    if by_fold:
+        note += " The verdict compares ratios of joined folds, not means of the ratios of each."
+    few = _few_paths(main)
+    return Table(name, columns, tuple(rows), note + few + " Comparisons use the paths both have walked." * bool(few))
 
 
 def training_lengths(findings: Findings, config: DetentConfig) -> Section:
@@ -91,6 +91,7 @@ def training_lengths(findings: Findings, config: DetentConfig) -> Section:
         "Sharpe ratio by training length",
         (Column("policy"), *(Column(f"{size:,} bars", "per year", "+.2f", interval=True) for size in sizes)),
         tuple((name, *intervals[name]) for name in names),
+        f"Means over training runs and paths, {level:.0%} intervals.{_few_paths(findings.main)}",
     )
     verdicts = Table(
         "Verdict by training length",
@@ -111,17 +112,17 @@ def training_lengths(findings: Findings, config: DetentConfig) -> Section:
             )
             for size, one in sorted(findings.sizes.items())
         ),
-        "The rival is the model-free policy with the best validation score at that length.",
+        "The rival is the model-free policy with the highest Sharpe ratio on the validation markets at that length.",
     )
     levels = {name: _mean(findings.main.policies[name], "sharpe") for name in LEVELS if name in findings.main.policies}
     pair = (findings.main.claim.challenger, findings.main.claim.baseline)
     drawn = (*pair, *[name for name in names if name not in pair][: SHOWN - len(pair)])
     picture = sharpe_by_size(sizes, {name: intervals[name] for name in names if name in drawn}, levels)
-    figure = Figure(
+    figure = explained(
         "Sharpe ratio by training length",
-        png_bytes(picture),
-        "Sharpe ratio of each learner over the length of its training path, with intervals, between the levels of "
-        "oracle, belief filter and buy and hold.",
+        picture,
+        f"Sharpe ratio of each learner over the length of its training path, with intervals, between the levels of "
+        f"oracle, belief filter and buy and hold.{_few_paths(findings.main)}",
     )
     return Section("Training length", (), (table, verdicts), (figure,))
 
@@ -131,7 +132,7 @@ def the_claim(main: SizeFindings, config: DetentConfig) -> Section:
     claim, rules = main.claim, config.evaluation.verdict
     text: list[str] = []
     figures: tuple[Figure, ...] = ()
-    of = "path" if main.train_bars else "fold"
+    unit = main.unit
     if claim.sharpe is not None:
         text.append(
             f"Interval: {claim.gain.method}; cross-check: {claim.sharpe.hac.method}, "
@@ -140,45 +141,56 @@ def the_claim(main: SizeFindings, config: DetentConfig) -> Section:
         picture = difference_distribution(
             claim.sharpe.samples, claim.gain, {"no difference": 0.0, "asked for": rules.min_sharpe_gain}
         )
-        explained = (
+        said = (
             f"Bootstrap distribution of the annual Sharpe ratio of {claim.challenger} minus that of {claim.baseline}, "
-            f"with its interval and the gain that is asked for."
+            f"widened to its interval, and the gain that is asked for."
         )
-        figures = (Figure("Difference of Sharpe ratios", png_bytes(picture), explained),)
+        figures = (explained("Difference of Sharpe ratios", picture, said),)
     else:
         text.append(claim.verdict.criterion("sharpe_point").reason + ".")
-    power = Table(
-        "Power",
-        (
-            Column("true gain", "Sharpe", ".2f"),
-            Column("lower bound above", "Sharpe", ".2f"),
-            Column("chance now", "", ".0%"),
-            Column("paths needed"),
-            Column("years needed", "", ",.0f"),
-            Column("seeds needed"),
-        ),
-        tuple((row.gain, row.threshold, row.chance, row.paths, row.years, row.seeds) for row in claim.power),
-        f"Samples that show a true gain with {rules.power:.0%} probability; a dash where more of that alone is never "
-        f"enough.",
-    )
     if claim.improvement is not None:
         text.append(
-            f"On one {of} {claim.challenger} has the higher Sharpe ratio with probability "
+            f"On one {unit} {claim.challenger} has the higher Sharpe ratio with probability "
             f"{claim.improvement.estimate:.2f} ({claim.improvement.low:.2f} to {claim.improvement.high:.2f})."
         )
     if claim.kill_switch is not None:
-        events = claim.kill_switch.paths_with_events
+        killed = claim.kill_switch
+        events = killed.paths_with_events
         text.append(
-            f"Kill switch: {claim.challenger} on {events[0]} {of}s, {claim.baseline} on {events[1]}; the rate of "
-            f"{claim.challenger} is at most {claim.kill_switch.rate_a_bound:.1%} at {rules.confidence:.0%}."
+            f"Kill switch: {claim.challenger} on {events[0]} of {killed.difference.paths} {unit}s, {claim.baseline} on "
+            f"{events[1]}; for these {killed.seeds} training runs on new markets the rate of {claim.challenger} is at "
+            f"most {killed.rate_a_bound:.1%} at {rules.confidence:.0%}; exact paired test p = {killed.p_value:.3f}."
         )
     deflated = main.deflated
     if deflated is not None:
         text.append(
-            f"Deflated Sharpe ratio of {claim.challenger}, a middling run and path, {deflated.trials} trials counted: "
-            f"{deflated.probability:.3f} (not deflated {deflated.undeflated:.3f})."
+            f"Deflated Sharpe ratio of {claim.challenger}, a middling run{' and path' * (unit == 'path')}: "
+            f"{deflated.probability:.3f} (not deflated {deflated.undeflated:.3f}). Counted are the {deflated.trials} "
+            f"settings tried for {claim.challenger}; the spread of its training runs stands for that of trials."
         )
-    return Section("The claim", tuple(text), (power,), figures)
+    return Section("The claim", tuple(text), (_power(main, rules.power),), figures)
+
+
+def _power(main: SizeFindings, power: float) -> Table:
+    sharpe = main.claim.sharpe
+    columns = {
+        "gain": Column("true gain", "Sharpe", ".2f"),
+        "threshold": Column("lower bound above", "Sharpe", ".2f"),
+        "chance": Column("chance now", "", ".0%"),
+        "paths": Column("paths needed"),
+        "years": Column("years needed", "", ",.0f"),
+        "seeds": Column("seeds needed"),
+    }
+    if sharpe is not None and sharpe.paths == 1:
+        # Of a single series there is no other path, only more of it.
+        del columns["paths"]
+    note = (
+        f"Samples that show a true gain with {power:.0%} probability; a dash where more of that alone is never enough"
+    )
+    if sharpe is not None and sharpe.seeds == 1:
+        note += ", and under seeds where it is unknown: one training run does not say how runs differ"
+    rows = tuple(tuple(getattr(row, name) for name in columns) for row in main.claim.power)
+    return Table("Power", tuple(columns.values()), rows, f"{note}.")
 
 
 def comparisons(findings: Findings) -> Section:
@@ -191,7 +203,7 @@ def comparisons(findings: Findings) -> Section:
             Column("pair"),
             Column("Sharpe difference", "per year", "+.3f", interval=True),
             Column("HAC cross-check", "per year", "+.3f", interval=True),
-            Column("P(better on a path)", "", ".2f"),
+            Column(f"P(better on a {main.unit})", "", ".2f"),
             Column("drawdown difference", "share", "+.1%", interval=True),
             Column("decision"),
         ),
@@ -199,18 +211,20 @@ def comparisons(findings: Findings) -> Section:
     )
     text: tuple[str, ...] = ()
     if main.superior is not None:
-        better = _listed(main.superior.superior) or "none"
+        found = main.superior
+        p_value = f"< {1 / found.resamples:g}" if found.p_value == 0.0 else f"{found.p_value:.3f}"
         text = (
-            f"Better than buy and hold, all policies tested at once (StepM, {main.superior.level:.0%}): {better}; "
-            f"Hansen's SPA p-value {main.superior.p_value:.3f}. Both on a book that spreads its money over all runs "
-            f"and paths.",
+            f"Better than buy and hold (StepM, {found.level:.0%}): {_listed(found.superior) or 'none'}; Hansen's SPA "
+            f"p-value {p_value}. Tested at once were those that walked every path, without flat, oracle and belief "
+            f"filter: {_listed(found.tested)}. Sharpe ratios are averaged over runs and paths, for these training "
+            f"runs; the spread between runs is left out, see the intervals above.",
         )
     decided = {f"{one.challenger} - {one.baseline}": one.gain for one in pairs if one.sharpe is not None}
     figures: tuple[Figure, ...] = ()
     if decided:
         picture = forest(decided, label="difference of annual Sharpe ratios", references={"no difference": 0.0})
         said = "Sharpe differences of all pairs with their intervals."
-        figures = (Figure("Differences", png_bytes(picture), said),)
+        figures = (explained("Differences", picture, said),)
     return Section("Who is better than whom", text, (table,), figures)
 
 
@@ -243,12 +257,17 @@ def more_metrics(main: SizeFindings) -> Section:
         (one.name, one.validation_score, one.fit_seconds, float(np.median(one.decision_ms)), one.invalid_actions)
         for one in _ranked(main.policies)
     )
-    table = Table("More metrics", (Column("policy"), *columns.values()), rows, "Means over runs and paths.")
+    note = f"Means over training runs and {main.unit}s.{_few_paths(main)}"
+    table = Table("More metrics", (Column("policy"), *columns.values()), rows, note)
+    # What chose snapshots and settings, `benchmarks.contenders.Lesson.score`.
+    score = Column("validation Sharpe", "per year", "+.3f")
+    if main.unit == "fold":
+        score = Column("validation reward", "per bar", "+.4f")
     costs = Table(
         "What a policy costs",
         (
             Column("policy"),
-            Column("validation score", "", "+.3f"),
+            score,
             Column("fit", "s", ".1f"),
             Column("decision p50", "ms", ".3f"),
             Column("forbidden actions"),
@@ -279,80 +298,6 @@ def fold_by_fold(main: SizeFindings, folds: Sequence[Mapping[str, str]]) -> Sect
     return Section("Fold by fold", (), (table,))
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------
-
-
-def equity(main: SizeFindings, timestamps: NDArray[np.datetime64]) -> Section:
-    """Equity and drawdown of the policies that matter. Args: timestamps [n + 1]."""
-    chosen = _shown(main)
-    curves = {name: _equity_of(one.returns[0] if one.paths > 1 else one.returns[:, 0]) for name, one in chosen.items()}
-    over = "paths of the first training run" if next(iter(chosen.values())).paths > 1 else "training runs"
-    figure = Figure(
-        "Equity and drawdown",
-        png_bytes(equity_fan(timestamps, curves)),
-        f"Median and central 80 % of equity and drawdown over {over}, for {_listed(chosen)}.",
-    )
-    return Section("Equity and drawdown", (), (), (figure,))
-
-
-def _equity_of(returns: NDArray[np.float32]) -> NDArray[np.float64]:
-    growth = np.pad(1.0 + returns.astype(np.float64), ((0, 0), (1, 0)), constant_values=1.0)
-    return np.asarray(np.cumprod(growth, axis=1), dtype=np.float64)
-
-
-def first_market(config: DetentConfig, findings: Findings) -> Section:
-    """One test market: regimes, positions, masks and their reasons."""
-    market = judged_market(config)
-    names = [name for name in _shown(findings.main) if name in findings.first_path and name != "flat"]
-    gap, intraday = (market.features.names.index(name) for name in ("gap_return", "intraday_return"))
-    moves = market.features.values[0, :, gap] + market.features.values[0, :, intraday]
-    positions = {name: findings.first_path[name]["position"] for name in names}
-    regimes = regime_and_position(
-        market.features.timestamps, np.exp(np.cumsum(moves)), market.regime[0].astype(np.int64), positions
-    )
-    figures = [
-        Figure(
-            "Regimes and positions",
-            png_bytes(regimes),
-            "Price of the first test market over its hidden regimes, and what each policy held.",
-        )
-    ]
-    challenger = findings.main.claim.challenger
-    first = findings.first_path[challenger]
-    dynamics = TradingDynamics.from_config(market.features.names, config)
-    fields = dynamics.rule_set.fields
-    columns = {name: first["rule_states"][:STRIP_BARS, index] for index, name in enumerate(fields)}
-    strip = mask_reasons(
-        dynamics.rule_set,
-        columns,
-        first["actions"][:STRIP_BARS].astype(np.int64),
-        timestamps=market.features.timestamps[: len(first["actions"][:STRIP_BARS])],
-        title=f"Masks, their reasons and choices: {challenger}",
-    )
-    figures.append(
-        Figure(
-            "Masks and choices",
-            png_bytes(strip),
-            f"Which actions were forbidden to {challenger}, by which rule, and what it chose, bar by bar.",
-        )
-    )
-    return Section("One market looked at closely", (), (), tuple(figures))
-
-
-def world_model(findings: Findings) -> tuple[Section, ...]:
-    """Calibration of the world model on validation markets; nothing where no policy has one."""
-    first = findings.first_path.get("mbpo", {})
-    if "pit" not in first:
-        return ()
-    coverage = dict(zip(("50", "80", "95"), first["coverage"].tolist(), strict=True))
-    figure = Figure(
-        "Calibration of the world model",
-        png_bytes(holdout_calibration(first["pit"], coverage)),
-        "Histogram of probability integral transforms and coverage of central intervals on validation markets.",
-    )
-    return (Section("World model", (), (), (figure,)),)
-
-
 def checks(findings: Findings) -> tuple[Section, ...]:
     """Whether the instrument can learn, and whether it leaks."""
     if not findings.checks:
@@ -369,7 +314,7 @@ def checks(findings: Findings) -> tuple[Section, ...]:
         ),
         tuple(
             (
-                {"leak": "tomorrow's return is a feature", "shuffled": "signals of another time"}[one.variant],
+                LABELS[one.variant],
                 one.policy,
                 one.sharpe,
                 one.threshold,
@@ -393,11 +338,17 @@ def stress(findings: Findings, config: DetentConfig) -> tuple[Section, ...]:
         (
             Column("policy"),
             Column("Sharpe", "per year", "+.2f"),
+            Column("median Sharpe", "per year", "+.2f"),
             Column("max drawdown", "share", ".1%"),
             Column("kill switch", "share of paths", ".1%"),
         ),
         tuple(
-            (name, *(float(metrics[key].mean()) for key in ("sharpe", "max_drawdown", "killed")))
+            (
+                name,
+                float(metrics["sharpe"].mean()),
+                float(np.median(metrics["sharpe"])),
+                *(float(metrics[key].mean()) for key in ("max_drawdown", "killed")),
+            )
             for name, metrics in rows
         ),
         f"{config.evaluation.suite.stress_paths} paths with heavy tails and clustered volatility, which no policy was "
@@ -417,17 +368,37 @@ def _ranked(policies: Mapping[str, Walked]) -> list[Walked]:
     return sorted(policies.values(), key=place)
 
 
-def _shown(main: SizeFindings) -> dict[str, Walked]:
-    first = [main.claim.challenger, main.claim.baseline, "belief_filter", "ridge", "buy_and_hold", "linear_signal"]
-    return {name: main.policies[name] for name in first if name in main.policies and name != "flat"}
+def not_shown(findings: Findings) -> tuple[str, ...]:
+    """What the evidence does not say: criteria not met, checks that failed, the limits of every such comparison."""
+    criteria = findings.main.claim.verdict.criteria
+    unmet = [one for one in criteria if not one.passed and one.name != "instrument"]
+    return (
+        *(f"{criterion_name(one)}: {one.reason}." for one in unmet),
+        *(f"Failed check of the instrument: {one.failure}." for one in findings.checks if not one.passed),
+        "One series is one history: other years, or another market, may say otherwise."
+        if findings.main.unit == "fold"
+        else "Simulated markets are not a market: what holds on them need not hold on real bars.",
+        "The kill switch speaks of these training runs: another one may be killed where none of these was. The "
+        "drawdown is a mean: single accounts lose more.",
+        "A Sharpe gain does not say where it comes from: a better forecast, other exposure, or more tuning.",
+    )
 
 
-def not_shown(main: SizeFindings) -> tuple[str, ...]:
-    """What the evidence does not say."""
-    lines = [
-        f"{criterion.name}: {criterion.reason}" for criterion in main.claim.verdict.criteria if not criterion.passed
-    ]
-    return tuple(lines)
+# What metrics are counted on: paths, or folds.
+def _walked(one: Walked) -> int:
+    return int(one.metrics["sharpe"].shape[1])
+
+
+def _few_paths(main: SizeFindings) -> str:
+    counts = {name: _walked(one) for name, one in main.policies.items()}
+    most, least = max(counts.values()), min(counts.values())
+    few = sorted(name for name, count in counts.items() if count < most)
+    return f" {_listed(few)}: the first {least} paths only." if few else ""
+
+
+# No drawdown is below nothing or above everything, whatever its t interval says.
+def _share(interval: Interval) -> Interval:
+    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, 1.0))
 
 
 def _mean(one: Walked, metric: str) -> float:

@@ -17,7 +17,7 @@ from benchmarks.contenders import LEARNERS, Lesson, check_learners, settings_of,
 from benchmarks.folds import FoldResult, FoldTask
 from benchmarks.suite import judge, source_hash
 from configs import DetentConfig
-from data import LOOKBACK, FeatureTable, Field, HistoryError, Split, walk_forward_splits
+from data import LOOKBACK, DataError, FeatureTable, Field, HistoryError, Split, walk_forward_splits
 from envs.panel import FeaturePanel
 
 Run = tuple[Arrays, Mapping[str, Any]]
@@ -44,8 +44,8 @@ def plan_folds(config: DetentConfig, num_rows: int) -> list[Split]:
 def fold_tasks(config: DetentConfig, table: FeatureTable, data_hash: str) -> list[FoldTask]:
     """One task per fold, learner and training run; those that do not learn run once per fold.
 
-    Raises: HistoryError as `plan_folds`; ConfigError on learners that do not exist, or that leave the claim without
-        one of its sides.
+    Raises: HistoryError as `plan_folds`; DataError on prices that do not move; ConfigError on learners that do not
+        exist, or that leave the claim without one of its sides.
     """
     evaluation = config.evaluation
     check_learners("evaluation.walk_forward.learners", evaluation.walk_forward.learners, evaluation.verdict.challenger)
@@ -53,6 +53,7 @@ def fold_tasks(config: DetentConfig, table: FeatureTable, data_hash: str) -> lis
     version = source_hash("benchmarks/walk_forward.py")
     tasks = []
     for number, fold in enumerate(plan_folds(config, len(table))):
+        _refuse_still_prices(table, fold, number)
         for learner in ("references", *evaluation.walk_forward.learners):
             for run in range(1 if learner == "references" else evaluation.walk_forward.num_seeds):
                 seeded = config.model_copy(update={"seed": config.seed + run})
@@ -71,6 +72,17 @@ def fold_tasks(config: DetentConfig, table: FeatureTable, data_hash: str) -> lis
                 label = f"fold {number + 1}, {learner}, run {run + 1}"
                 tasks.append(FoldTask(label, identity, (seeded, table, fold, learner, number)))
     return tasks
+
+
+def _refuse_still_prices(table: FeatureTable, fold: Split, number: int) -> None:
+    moves = table.values[:, table.index("gap_return")] + table.values[:, table.index("intraday_return")]
+    for name, window in asdict(fold).items():
+        if np.ptp(moves[window]) == 0.0:
+            times = table.timestamps[window]
+            raise DataError(
+                f"fold {number + 1}, {name} window {times[0]:%Y-%m-%d} to {times[-1]:%Y-%m-%d}: expected prices that "
+                f"move, was the same return on every bar"
+            )
 
 
 def work_on_fold(task: FoldTask) -> dict[str, Any]:

@@ -213,9 +213,9 @@ class VerdictConfig(Section):
     stake."""
     min_exposure_share: NonNegative = 0.25
     """The same as a share of the rival's mean |position|."""
-    drawdown_margin: Fraction = 0.02
+    drawdown_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     """Largest excess of mean maximum drawdown that still counts as not worse."""
-    kill_switch_margin: Fraction = 0.02
+    kill_switch_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
     """Largest excess of the kill-switch rate that still counts as not higher."""
     latency_budget_ms: Positive = 50.0
     """Budget that the upper bound on the 99th percentile of a decision must keep."""

@@ -99,6 +99,8 @@ def walk_forward_splits(
                 test=slice(test_start, end),
             )
         )
+    for fold in folds:
+        check_split(fold, num_rows=num_rows, gap=gap)
     return folds[::-1]
 
 

@@ -7,15 +7,30 @@ evidence: a sample too small to rule a loss out is undecided, and nobody switche
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from configs.evaluation import VerdictConfig
 from evaluation.statistics.interval import Interval, NotDecidable
 from evaluation.statistics.limits import KillSwitchTest, NonInferiority
 from evaluation.statistics.power import paths_needed, seeds_needed
 from evaluation.statistics.sharpe import SharpeDifference
+
+LABELS = {
+    "sharpe_point": "Sharpe gain, point estimate",
+    "sharpe_above_zero": "Sharpe gain exists (lower end above 0)",
+    "sharpe_full_margin": "full gain established (reported, decides nothing)",
+    "exposure": "enough at stake",
+    "drawdown": "drawdown not worse",
+    "kill_switch": "kill switch not more frequent",
+    "latency": "decides in time",
+    "valid_actions": "no forbidden action",
+    "instrument": "instrument passed its checks",
+}
+"""What each registered question is called where people read it."""
 
 
 class Decision(StrEnum):
@@ -41,9 +56,19 @@ class Criterion:
     settled_by: str = ""
     """What would decide it, where it is undecided or short of the registered gain."""
 
+    @property
+    def label(self) -> str:
+        """The question as people read it."""
+        return LABELS.get(self.name, self.name)
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary; NaN and infinity become None, because JSON has neither."""
-        return asdict(self) | {"observed": self.observed if math.isfinite(self.observed) else None}
+        numbers = {"observed": self.observed, "threshold": self.threshold}
+        return {
+            **asdict(self),
+            "label": self.label,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -85,13 +110,16 @@ def decide(
     latency_ms: float | NotDecidable | None,
     invalid_actions: int,
     exposures: tuple[float, float],
+    failed_checks: tuple[str, ...],
     config: VerdictConfig,
+    unit: str = "path",
 ) -> Verdict:
     """Apply the registered rules.
 
     - GO: the Sharpe gain is at least `min_sharpe_gain` and its lower bound above 0; enough is at stake to speak of a
-      Sharpe ratio; drawdown not worse, kill switch not more frequent, latency within budget, no invalid action.
-    - NO-GO: a safety criterion is violated, or neither the gain nor the lower bound is reached.
+      Sharpe ratio; drawdown not worse, kill switch not more frequent, latency within budget, no invalid action; the
+      instrument failed none of its checks.
+    - NO-GO: a safety criterion is violated, or the gain is too small and not even established to exist.
     - CONDITIONAL: anything between, with what would settle it.
 
     Whether the lower bound reaches the full gain is reported beside, and decides nothing. NaN never passes.
@@ -102,17 +130,20 @@ def decide(
         latency_ms: upper bound on the 99th percentile of a decision; None if it was not measured.
         invalid_actions: forbidden actions of the challenger, over all runs.
         exposures: mean |position| of the challenger and of the baseline, multiples of equity.
+        failed_checks: what the instrument failed, in words: a measurement by it forbids GO, but condemns nobody.
+        unit: what drawdowns and kill switches were counted on, "path" or "fold".
     Raises: ValueError where a measurement was made at another level or margin than registered.
     """
     _check_registered(sharpe, drawdown, kill_switch, config)
     gain = _sharpe_criteria(sharpe, config)
     safety = (
-        _not_worse("drawdown", "mean maximum drawdown", drawdown, config.drawdown_margin),
+        _not_worse("drawdown", "mean maximum drawdown", drawdown, config.drawdown_margin, unit),
         _not_worse(
             "kill_switch",
             "kill-switch rate",
             kill_switch if isinstance(kill_switch, NotDecidable) else kill_switch.difference,
             config.kill_switch_margin,
+            unit,
         ),
         _latency(latency_ms, config.latency_budget_ms),
         Criterion(
@@ -125,9 +156,10 @@ def decide(
     )
     point, above_zero, full = gain
     exposure = _exposure(*exposures, config)
-    asked = (point, above_zero, exposure, *safety)
+    instrument = _instrument(failed_checks)
+    asked = (point, above_zero, exposure, *safety, instrument)
     violated = [criterion for criterion in safety if criterion.passed is False]
-    if violated or not (point.passed or above_zero.passed):
+    if violated or (point.passed is False and not above_zero.passed):
         decision, against = Decision.NO_GO, violated or [point, above_zero]
         next_step = f"Keep {baseline}: {'; '.join(dict.fromkeys(c.reason for c in against))}."
     elif all(criterion.passed for criterion in asked):
@@ -137,7 +169,8 @@ def decide(
         decision = Decision.CONDITIONAL
         steps = dict.fromkeys(c.settled_by or c.reason for c in asked if not c.passed)
         next_step = f"Keep {baseline} for now. {' '.join(f'{_capital(step)}.' for step in steps)}"
-    return Verdict(decision, (*gain, exposure, *safety), _headline(decision, challenger, baseline, sharpe), next_step)
+    criteria = (*gain, exposure, *safety, instrument)
+    return Verdict(decision, criteria, _headline(decision, challenger, baseline, sharpe), next_step)
 
 
 def _sharpe_criteria(sharpe: SharpeDifference | NotDecidable, config: VerdictConfig) -> tuple[Criterion, ...]:
@@ -220,31 +253,35 @@ def _sample(sharpe: SharpeDifference, gain: float, config: VerdictConfig) -> str
     return f"{size} (at {_percent(config.power)} power)"
 
 
-def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin: float) -> Criterion:
+def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin: float, unit: str) -> Criterion:
     if isinstance(test, NotDecidable):
-        return _undecided(name, what, margin, test)
+        found = _undecided(name, what, margin, test)
+        # The statistics call every independent piece of market a path.
+        said = found.reason.replace("path", unit)
+        return replace(found, reason=said, settled_by=said)
     interval = test.interval
     passed = True if test.holds else False if test.violated else None
     settled_by = ""
-    if passed is None and test.paths_needed is None:
-        settled_by = f"no number of paths shows that the {what} keeps the margin; train more seeds"
+    if passed is None and interval.estimate > margin:
+        settled_by = f"the {what} is beyond the margin, which may be chance: more {unit}s or more seeds tell"
+    elif passed is None and test.paths_needed is None:
+        settled_by = f"no number of {unit}s shows that the {what} keeps the margin; train more seeds"
     elif passed is None and test.paths_needed is not None:
-        settled_by = f"{max(test.paths_needed - test.paths, 1)} more paths decide the {what} if its difference stays"
+        settled_by = f"{max(test.paths_needed - test.paths, 1)} more {unit}s decide the {what} if its difference stays"
     return Criterion(
         name=name,
         passed=passed,
         observed=interval.high,
         threshold=margin,
-        reason=f"{what} higher by {interval.estimate:.4f}, upper end of the "
-        f"{_percent(interval.level)} interval {interval.high:.4f}, "
-        f"allowed less than {margin:g}",
+        reason=f"{what}, difference {interval.estimate:+.4f} ({_percent(interval.level)} interval "
+        f"{interval.low:+.4f} to {interval.high:+.4f}), allowed less than {margin:g}",
         settled_by=settled_by,
     )
 
 
 def _exposure(challenger: float, baseline: float, config: VerdictConfig) -> Criterion:
     # A Sharpe ratio does not know how little was at stake, and a drawdown next to nothing is small by itself.
-    least = max(config.min_exposure, config.min_exposure_share * baseline)
+    least = float(np.maximum(config.min_exposure, config.min_exposure_share * baseline))  # NaN stays, and never passes
     passed = challenger >= least
     return Criterion(
         name="exposure",
@@ -253,6 +290,19 @@ def _exposure(challenger: float, baseline: float, config: VerdictConfig) -> Crit
         threshold=least,
         reason=f"mean exposure {challenger:.3f} of equity, asked for at least {least:.3f}",
         settled_by="" if passed else "too little is at stake to compare: train or select for more exposure",
+    )
+
+
+def _instrument(failed: tuple[str, ...]) -> Criterion:
+    passed = not failed
+    named = "; ".join(failed)
+    return Criterion(
+        name="instrument",
+        passed=passed,
+        observed=len(failed),
+        threshold=0,
+        reason="no failed check (a walk-forward has none of its own)" if passed else f"failed: {named}",
+        settled_by="" if passed else f"find out why the instrument failed before believing what it measured: {named}",
     )
 
 
@@ -286,10 +336,10 @@ def _headline(decision: Decision, challenger: str, baseline: str, sharpe: Sharpe
     }[decision]
     if isinstance(sharpe, NotDecidable):
         return f"{decision}: {meaning}; the Sharpe difference {sharpe}."
+    walked = f"{sharpe.paths} paths" if sharpe.paths > 1 else "one series"
     return (
         f"{decision}: {meaning}; annual Sharpe {_difference(sharpe.interval)}, "
-        f"{sharpe.seeds} seed{'s' * (sharpe.seeds > 1)}, {sharpe.paths} path{'s' * (sharpe.paths > 1)} of "
-        f"{sharpe.bars} bars."
+        f"{sharpe.seeds} seed{'s' * (sharpe.seeds > 1)}, {walked} of {sharpe.bars} bars."
     )
 
 

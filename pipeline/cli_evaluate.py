@@ -31,6 +31,7 @@ Learner = Literal["model_free", "sac", "masked_dqn", "mbpo"]
 
 PROFILES: dict[Suite, str] = {"standard": "suite", "smoke": "suite-smoke"}
 """Profiles of the frozen suites."""
+TRIALS, RUNS = 12, 2
 DEFAULT_PROFILE = "default"
 """Of a walk-forward."""
 SHOWN = ("policy", "Sharpe", "max drawdown", "kill switch")
@@ -60,15 +61,17 @@ def evaluate(
         Path, typer.Option("--workdir", "-w", help="Everything is written below this folder (created).")
     ] = Path("var"),
     engine: Annotated[
-        Engine, typer.Option(help="joblib: the cores of this machine; ray: a cluster (pip install detent[ray]).")
+        Engine, typer.Option(help="joblib: the cores of this machine; ray: a cluster (pip install detent\\[ray]).")
     ] = "joblib",
     jobs: Annotated[int | None, typer.Option(min=1, help="Tasks at once; the number of cores if left out.")] = None,
     tune: Annotated[
         Learner | None,
         typer.Option(help="Instead of an evaluation, try settings of a learner on the suite's validation markets."),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Settings tried by --tune, those in force included.")] = 12,
-    runs: Annotated[int, typer.Option(min=1, help="Training runs of each trial.")] = 2,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help=f"Settings tried by --tune, those in force included; {TRIALS}.")
+    ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help=f"Training runs of each trial; {RUNS}.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be computed, write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
@@ -82,6 +85,8 @@ def evaluate(
         raise typer.BadParameter("expected none beside --suite; change single settings by --set", param_hint="-p")
     if suite is None and tune is not None:
         raise typer.BadParameter("expected --suite beside it: settings are tried on its markets", param_hint="--tune")
+    if tune is None and (trials is not None or runs is not None):
+        raise typer.BadParameter("expected --tune beside them", param_hint="--trials, --runs")
     with reported(as_json, resumable=not dry_run):
         name = (profile or DEFAULT_PROFILE) if suite is None else PROFILES[suite]
         config = load_config(name, overrides or ())
@@ -89,7 +94,7 @@ def evaluate(
             with no_caches():
                 from pipeline import evaluate as evaluation
 
-                tuning = None if tune is None else evaluation.Tuning(tune, trials, runs)
+                tuning = None if tune is None else evaluation.Tuning(tune, trials or TRIALS, runs or RUNS)
                 _print_plan(evaluation.planned(config, workdir, is_suite=suite is not None, tuning=tuning), as_json)
             return
         create_workdir(workdir)
@@ -100,7 +105,11 @@ def evaluate(
         cores = len(os.sched_getaffinity(0))
         job = evaluation.Job(engine=engine, jobs=jobs or cores, reporter=Reporter(quiet=quiet))
         if tune is not None:
-            _print_trials(tune, evaluation.tune(config, workdir, job, evaluation.Tuning(tune, trials, runs)), as_json)
+            _print_trials(
+                tune,
+                evaluation.tune(config, workdir, job, evaluation.Tuning(tune, trials or TRIALS, runs or RUNS)),
+                as_json,
+            )
             return
         run = evaluation.evaluate_walk_forward if suite is None else evaluation.evaluate_suite
         found = run(config, workdir, job, _command(suite, name, overrides or ()))

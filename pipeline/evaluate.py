@@ -17,7 +17,7 @@ from benchmarks.machine import machine
 from benchmarks.suite import plan_suite, suite_tasks, work_on_cell
 from benchmarks.tuning import Trial, draw_trials, rank_trials, tuning_tasks, work_on_trial
 from benchmarks.walk_forward import fold_tasks, join_folds, plan_folds, work_on_fold
-from configs import ConfigError, DetentConfig, config_hash, flat_values, resolved_yaml
+from configs import ConfigError, DetentConfig, config_hash, flat_values, load_config, resolved_yaml
 from data import FeatureTable, atomic_write_text, canonical_json, sha256_bytes
 from envs import REWARDS, TradingDynamics
 from envs.synthetic import MARKET_FIELDS, transition_matrix
@@ -29,8 +29,11 @@ from pipeline.progress import Reporter
 from pipeline.provenance import git_commit, library_versions, rule_sources
 from pipeline.tracking import Tracker
 
+MOST_NAMED = 5
+"""Changed settings that a report names; their number says the rest."""
 EXPERIMENT = "detent-evaluation"
 """Of the MLflow runs."""
+SUITE = "suite"
 FOLDER = "evaluations"
 """Below the work directory: a folder for each report, and `cells` with the results they are written from."""
 
@@ -128,7 +131,7 @@ def evaluate_suite(config: DetentConfig, workdir: Path, job: Job, command: str) 
         facts = _facts(config, results)
         return findings, suite_report(config, findings, title=title, reproduce=(command,), facts=facts)
 
-    return _evaluate("suite", config, workdir, tasks, work_on_cell, conclude, job)
+    return _evaluate(SUITE, config, workdir, tasks, work_on_cell, conclude, job)
 
 
 def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command: str) -> Evaluated:
@@ -175,6 +178,41 @@ def tune(config: DetentConfig, workdir: Path, job: Job, tuning: Tuning) -> list[
             return rank_trials(drawn, _run("trials", tasks, work_on_trial, root, job, reporter))
     finally:
         reporter.close()
+
+
+def departures(config: DetentConfig, *, is_suite: bool) -> tuple[str, ...]:
+    """What a reader must know first: that it is a smoke run, that thresholds are not the registered ones, or that the
+    suite is not the frozen one; empty where nothing differs.
+    """
+    said = []
+    if is_suite:
+        if not _differences(config, load_config("suite-smoke")):
+            return ("Smoke run: its numbers mean nothing.",)
+        changed = _differences(config, load_config("suite"))
+        if changed:
+            more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+            said.append(f"Not the frozen suite: {', '.join(changed[:MOST_NAMED])}{more}.")
+    registered = DetentConfig().evaluation.verdict
+    rules = config.evaluation.verdict
+    other = [
+        f"{name} {getattr(rules, name)} instead of {getattr(registered, name)}"
+        for name in type(rules).model_fields
+        if getattr(rules, name) != getattr(registered, name)
+    ]
+    if other:
+        said.append(f"Not the registered verdict: {', '.join(other)}.")
+    return tuple(said)
+
+
+# Where results are logged, and threads, do not change a number.
+def _differences(config: DetentConfig, frozen: DetentConfig) -> list[str]:
+    ours, theirs = flat_values(config), flat_values(frozen)
+    free = ("tracking.", "torch_threads", "export.", "gates.", "evaluation.verdict.", "evaluation.walk_forward.")
+    return [
+        f"{name} {ours[name]} instead of {theirs[name]}"
+        for name in ours
+        if ours[name] != theirs[name] and not name.startswith(free)
+    ]
 
 
 # --- before anything is computed ---------------------------------------------------------------------------------
@@ -234,6 +272,12 @@ def _evaluate(
             with reporter.stage("statistics"):
                 findings, report = conclude(results)
             with reporter.stage("report"):
+                caveats = departures(config, is_suite=kind == SUITE)
+                report = replace(
+                    report,
+                    subtitle=" ".join((*caveats, report.subtitle)),
+                    not_shown=(*caveats, *report.not_shown),
+                )
                 files = write_report(report, folder)
                 atomic_write_text(folder / "config.yaml", resolved_yaml(config))
                 run_id = None if tracker is None else _log(tracker, kind, key, config, findings, folder)

@@ -48,8 +48,8 @@ def prose(text: str) -> str:
 
 
 def criterion_name(criterion: Criterion) -> str:
-    """The registered name in words."""
-    return criterion.name[:1].upper() + criterion.name[1:].replace("_", " ")
+    """The label, with a capital at its start."""
+    return criterion.label[:1].upper() + criterion.label[1:]
 
 
 def headline(verdict: Verdict) -> str:

@@ -31,10 +31,13 @@ Timestamps = NDArray[np.datetime64] | NDArray[np.integer]
 """[T] UTC closes, or numbers of bars where a market has no dates."""
 
 
-def equity_fan(timestamps: Timestamps, equity_by_policy: Mapping[str, NDArray[np.floating]]) -> Figure:
+def equity_fan(
+    timestamps: Timestamps, equity_by_policy: Mapping[str, NDArray[np.floating]], *, unit: str = "path"
+) -> Figure:
     """Median and central 80 % of equity and of drawdown over paths, and of equity at the end beside it.
 
-    Args: equity [P, T] by policy, multiples of the start, logarithmic axis; P may differ between policies.
+    Args: equity [P, T] by policy, multiples of the start, logarithmic axis; P may differ between policies; unit: what P
+        counts, in the singular.
     Raises: ValueError on no policy, a shape, or equity that is not positive and finite.
     """
     _refuse_empty("equity_by_policy", equity_by_policy)
@@ -61,7 +64,7 @@ def equity_fan(timestamps: Timestamps, equity_by_policy: Mapping[str, NDArray[np
         end.vlines(index, low, high, color=colour, linestyle=line, linewidth=2)
         end.plot(index, median, "o", color=colour, markersize=6)
     most = max(len(equity) for equity in equity_by_policy.values())
-    over = f": median and central 80 % of up to {most} paths" if most > 1 else ""
+    over = f": median and central 80 % of up to {most} {unit}s" if most > 1 else ""
     top.set_title(f"Equity and drawdown after costs{over}", loc="left")
     _logarithmic(top)
     top.set_ylabel("equity, multiples of start")
@@ -89,7 +92,8 @@ def difference_distribution(
 ) -> Figure:
     """Bootstrap distribution of a difference, its interval, and how much of it lies above each threshold.
 
-    Args: samples [R]; thresholds by what they mean, e.g. {"no difference": 0.0, "required": 0.10}.
+    Args: samples [R], drawn as wide as the interval; thresholds by what they mean, e.g. {"no difference": 0.0,
+        "required": 0.10}.
     Raises: ValueError on samples that are not [R] and finite.
     """
     if samples.ndim != 1 or samples.size == 0 or not np.isfinite(samples).all():
@@ -108,7 +112,7 @@ def difference_distribution(
         )
     axes.set_title(
         f"{number(interval.estimate, '+.2f')}, {interval.level:.0%} interval {number(interval.low, '+.2f')} to "
-        f"{number(interval.high, '+.2f')} ({len(samples):,} resamples)",
+        f"{number(interval.high, '+.2f')}",
         loc="left",
     )
     axes.set_xlabel(label)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.statistics.interval import Interval, NotDecidable, t_interval
+from evaluation.statistics.interval import Interval, NotDecidable, t_interval, widening
 
 Floats = NDArray[np.float64]
 
@@ -35,15 +35,16 @@ class CrossedMean:
 
     interval: Interval
     samples: Floats
-    """Bootstrap distribution [R], for a plot; its spread is the standard error of `interval`."""
+    """Bootstrap distribution [R], for a plot: each margin widened by its t quantile, so as wide as `interval`."""
     components: VarianceComponents
 
 
 def crossed_mean(values: ArrayLike, *, level: float, resamples: int, seed: int) -> CrossedMean:
     """Mean over seeds and paths, both resampled whole and crossed (pigeonhole bootstrap, Owen 2007).
 
-    Three to ten seeds make percentile intervals too narrow: the deviations of each resampled margin are scaled by
-    `sqrt(S / (S - 1))`, and the interval is `t_interval` over the two margins. Each margin counts whole; the residual,
+    Three to ten seeds make percentile intervals too narrow: the interval is `t_interval` over the two margins, and the
+    deviations of each resampled margin are scaled by `sqrt(S / (S - 1))` and by its t over the normal quantile. Each
+    margin counts whole; the residual,
     part of both, counts twice, which is conservative by `residual / (S P)`. With one seed the interval covers paths
     only and says so.
 
@@ -57,10 +58,10 @@ def crossed_mean(values: ArrayLike, *, level: float, resamples: int, seed: int) 
     rng = np.random.default_rng(seed)
     rows, columns = table.mean(axis=1), table.mean(axis=0)
     mean, between = float(table.mean()), float(columns.var(ddof=1))
-    samples = mean + resampled_deviations(columns, resamples, rng)
+    samples = mean + widening(P - 1, level) * resampled_deviations(columns, resamples, rng)
     components = VarianceComponents(math.nan, between, 0.0)
     if S > 1:
-        samples = samples + resampled_deviations(rows, resamples, rng)
+        samples = samples + widening(S - 1, level) * resampled_deviations(rows, resamples, rng)
         cells = table - rows[:, None] - columns + mean
         residual = float((cells**2).sum()) / ((S - 1) * (P - 1))
         seeds = float(rows.var(ddof=1)) - residual / P

@@ -59,7 +59,19 @@ def t_interval(estimate: float, *margins: tuple[float, float], level: float, met
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level: expected a number between 0 and 1, was {level}")
-    quantiles = [float(stats.t.ppf(0.5 + level / 2.0, freedom)) for _, freedom in margins]
+    quantiles = [_quantile(freedom, level) for _, freedom in margins]
     reach = math.sqrt(sum(q**2 * variance for q, (variance, _) in zip(quantiles, margins, strict=True)))
     error = math.sqrt(sum(variance for variance, _ in margins))
     return Interval(estimate, estimate - reach, estimate + reach, level, method, error)
+
+
+def widening(freedom: float, level: float) -> float:
+    """How many times wider a t interval is than a normal one: what bootstrap deviations of one source must grow by.
+
+    Args: freedom: degrees of freedom > 0, infinite where the variance is known; level: two-sided.
+    """
+    return _quantile(freedom, level) / _quantile(math.inf, level)
+
+
+def _quantile(freedom: float, level: float) -> float:
+    return float(stats.t.ppf(0.5 + level / 2.0, freedom))

@@ -24,7 +24,7 @@ MOST_PATHS = 1_000_000
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Whether a loss of `a` exceeds that of `b` by less than a margin fixed beforehand."""
+    """Whether a loss of `a` exceeds that of `b` by less than a margin fixed beforehand, or is shown to be larger."""
 
     interval: Interval
     """Of `a - b`."""
@@ -40,8 +40,12 @@ class NonInferiority:
 
     @property
     def violated(self) -> bool:
-        """The estimate itself exceeds the margin; True for NaN. Neither this nor `holds`: undecided."""
-        return not self.interval.estimate <= self.margin
+        """The estimate exceeds the margin, and that `a` is worse is established: the lower end is above 0.
+
+        True for NaN. Neither this nor `holds`: undecided.
+        """
+        ends = (self.interval.low, self.interval.estimate, self.interval.high)
+        return any(map(math.isnan, ends)) or (self.interval.estimate > self.margin and self.interval.low > 0.0)
 
 
 def drawdown_non_inferiority(a: ArrayLike, b: ArrayLike, *, margin: float, level: float) -> NonInferiority:

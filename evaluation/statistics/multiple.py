@@ -1,6 +1,6 @@
 """What is left of a Sharpe ratio once all the tries behind it are counted.
 
-Letters: n bars, K candidates.
+Letters: S training seeds, P independent test paths, n bars.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from arch.bootstrap import StepM
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from evaluation.metrics import SAME, sharpe_ratio
-from evaluation.statistics.crossed import finite
+from evaluation.metrics import sharpe_ratio
+from evaluation.statistics.crossed import Floats, finite
 from evaluation.statistics.influence import block_length, hac_variance, influence
 from evaluation.statistics.interval import NotDecidable
-from evaluation.statistics.sharpe import MIN_BARS
+from evaluation.statistics.sharpe import MIN_BARS, SAME, sharpe_by_path
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,13 @@ class SuperiorPolicies:
     """Hansen's consistent p-value of "no candidate is better"."""
     superior: tuple[str, ...]
     """Candidates that StepM keeps, in the given order; the chance of any wrong one is at most `1 - level`."""
+    tested: tuple[str, ...]
+    """All candidates, in the given order."""
     level: float
     block: float
     """Mean block length of the bootstrap, bars; NaN where every candidate is the benchmark itself."""
+    resamples: int
+    """A p-value of 0 means below one in so many."""
 
 
 def expected_max_sharpe(trials: int, trial_sharpe_std: float) -> float:
@@ -119,34 +124,43 @@ def superior_policies(
     """SPA (Hansen 2005) and StepM (Romano and Wolf 2005) of the candidates' Sharpe ratios against the benchmark's.
 
     Compared are Sharpe ratios, not mean returns, which leverage would raise: the gain of a bar is its contribution to
-    the difference of the ratios to first order. Gains are divided by their HAC error, since arch 8 takes `studentize`
-    but does not divide: a noisy candidate would hide the others.
+    the difference of the ratios to first order, and ratios are averaged over seeds and paths. Averaged returns would
+    be those of an ensemble, which is better than its members wherever they differ. Gains are divided by their HAC
+    error, since arch 8 takes `studentize` but does not divide: a noisy candidate would hide the others.
 
-    Args: benchmark [n >= 30] and candidates, name -> [n]: simple returns on the same bars; block: mean block length in
-        bars, None takes the longest of Politis and White's; arch needs whole bars and gets it rounded.
+    Bars are resampled, seeds are not: the answer is about these training runs.
+
+    Args: benchmark [S, P, n >= 30] and candidates, name -> [S, P, n]: simple returns on the same paths and bars, of any
+        number of seeds; block: mean block length in bars, None takes the longest of Politis and White's; arch needs
+        whole bars and gets it rounded.
+    Raises: ValueError on shapes, NaN, and returns without a Sharpe ratio; NotDecidable on fewer than 30 bars, or fewer
+        than two blocks.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level: expected a number between 0 and 1, was {level}")
     if not candidates:
         raise ValueError("candidates: expected at least one policy, was none")
-    base = _series("benchmark", benchmark)
+    base = _returns("benchmark", benchmark)
+    n, of_base = base.shape[-1], _contributions("benchmark", base)
     gains = {}
     for name, returns in candidates.items():
-        series = _series(f"candidates[{name!r}]", returns)
-        if len(series) != len(base):
+        what = f"candidates[{name!r}]"
+        one = _returns(what, returns)
+        if one.shape[1:] != base.shape[1:]:
             raise ValueError(
-                f"candidates[{name!r}]: expected the {len(base)} bars of the benchmark, was {len(series)}; "
+                f"{what}: expected the [P, n] = {list(base.shape[1:])} of the benchmark, was {list(one.shape[1:])}; "
                 "policies are compared on identical bars"
             )
-        gain = sharpe_ratio(series, 1.0) - sharpe_ratio(base, 1.0) + influence(series) - influence(base)
-        if np.abs(gain).max() > SAME:  # else the benchmark itself, at whatever leverage
+        gain = _contributions(what, one) - of_base
+        if np.abs(gain).max() > SAME * np.abs(of_base).max():  # else the benchmark itself, at whatever leverage
             gains[name] = gain
+    answer = partial(SuperiorPolicies, tested=tuple(candidates), level=level, resamples=resamples)
     if not gains:
-        return SuperiorPolicies(p_value=1.0, superior=(), level=level, block=math.nan)
+        return answer(p_value=1.0, superior=(), block=math.nan)
     length = max(block_length(gain - gain.mean(), block) for gain in gains.values())
-    losses = [-gain / math.sqrt(hac_variance(gain - gain.mean()) * len(base)) for gain in gains.values()]
+    losses = [-gain / math.sqrt(hac_variance(gain - gain.mean()) * n) for gain in gains.values()]
     step = StepM(
-        np.zeros(len(base)),  # losses of the benchmark, from which the gains are counted
+        np.zeros(n),  # losses of the benchmark, from which the gains are counted
         np.stack(losses, axis=1),
         size=1.0 - level,
         block_size=max(1, round(length)),
@@ -156,20 +170,25 @@ def superior_policies(
     step.compute()
     step.spa.compute()  # over all candidates again, from the resamples it already has
     names = tuple(gains)
-    return SuperiorPolicies(
+    return answer(
         p_value=float(step.spa.pvalues["consistent"]),
         superior=tuple(names[index] for index in sorted(step.superior_models)),
-        level=level,
         block=length,
     )
 
 
-def _series(name: str, returns: ArrayLike) -> np.ndarray:
-    values = finite(name, returns, "[n]")
-    if len(values) < MIN_BARS:
-        raise NotDecidable(
-            MIN_BARS - len(values), "bars", f"{name}: expected at least {MIN_BARS} bars, was {len(values)}"
-        )
-    if math.isnan(sharpe_ratio(values, 1.0)):
-        raise ValueError(f"{name}: expected returns that vary, was the same nonzero return on every bar")
+def _returns(name: str, returns: ArrayLike) -> Floats:
+    values = finite(name, returns, "[S, P, n]")
+    n = values.shape[-1]
+    if n < MIN_BARS:
+        raise NotDecidable(MIN_BARS - n, "bars", f"{name}: expected at least {MIN_BARS} bars, was {n}")
     return values
+
+
+# What each bar [n] adds to the Sharpe ratio per bar, averaged over seeds and paths; the mean over bars is the ratio.
+def _contributions(name: str, returns: Floats) -> Floats:
+    ratios = sharpe_by_path(returns, 1.0)
+    if np.isnan(ratios).any():
+        raise ValueError(f"{name}: expected returns that vary, was the same nonzero return on every bar")
+    contributions: Floats = (ratios[..., None] + influence(returns)).mean(axis=(0, 1))
+    return contributions

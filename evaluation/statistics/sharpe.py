@@ -13,7 +13,6 @@ import numpy as np
 from arch.bootstrap import StationaryBootstrap
 from numpy.typing import ArrayLike
 
-from evaluation.metrics import SAME
 from evaluation.statistics.crossed import (
     CrossedMean,
     Floats,
@@ -25,10 +24,13 @@ from evaluation.statistics.crossed import (
     seeds_said,
 )
 from evaluation.statistics.influence import block_length, hac_variance, influence
-from evaluation.statistics.interval import Interval, NotDecidable, t_interval
+from evaluation.statistics.interval import Interval, NotDecidable, t_interval, widening
 
 MIN_BARS = 30
 """Below this the error of a Sharpe ratio cannot be estimated from its own bars."""
+
+SAME = 1e-6
+"""What differs by a smaller share is the same: returns are stored as float32, which keeps seven digits."""
 
 NO_SPREAD = 1e-12
 """Share of the second moment below which the variance of a resample is rounding."""
@@ -43,7 +45,7 @@ class SharpeDifference:
     hac: Interval
     """Cross-check: Ledoit and Wolf's standard error within each path, in place of the resampling."""
     samples: Floats
-    """Bootstrap distribution [R] of the difference, for a plot; its spread is the standard error of `interval`."""
+    """Bootstrap distribution [R] of the difference, for a plot; as wide as `interval` (see `CrossedMean.samples`)."""
     components: VarianceComponents
     correlation: float
     """Mean correlation of the paired returns; NaN where one of them never moves."""
@@ -97,8 +99,9 @@ def sharpe_difference(
     """
     a, b = _paired(a, b)
     A, B = _ratios("a", a, bars_per_year), _ratios("b", b, bars_per_year)
-    # The same policy at another leverage differs by rounding alone, which no interval may take for a finding.
-    D = np.where(np.abs(A - B) <= SAME * np.abs(A), 0.0, A - B)
+    # The same policy at another leverage differs by the rounding of its float32 returns alone, which no interval may
+    # take for a finding; absolute as well, since a mean near zero is rounded as coarsely as a large one.
+    D = np.where(np.isclose(A, B, rtol=SAME, atol=SAME), 0.0, A - B)
     S, P = D.shape
     # To first order D is the mean of these; averaged over seeds, which share the market of their path.
     contributions = (influence(a) - influence(b)).mean(axis=0) * math.sqrt(bars_per_year)
@@ -114,7 +117,7 @@ def sharpe_difference(
         (within, math.inf),
         *seed_margin(D.mean(axis=1)),
         level=level,
-        method=f"t interval, Ledoit-Wolf HAC error within {P} path{'s' * (P > 1)}{seeds_said(S)}",
+        method=f"t interval, Ledoit-Wolf HAC error within {f'{P} paths' if P > 1 else 'the series'}{seeds_said(S)}",
     )
     return SharpeDifference(
         interval=resampled.interval,
@@ -140,15 +143,16 @@ def _over_time(
     counts = np.stack([np.bincount(bootstrap.update_indices(), minlength=n) for _ in range(resamples)]).astype(float)
     redrawn = _resampled_ratios(counts, a, bars_per_year) - _resampled_ratios(counts, b, bars_per_year)
     mean = redrawn.mean(axis=1)
-    between, samples = float(mean.var(ddof=1)), D.mean() + mean - mean.mean()
+    # As many independent pieces as there are blocks.
+    pieces = n / block - 1.0
+    between, samples = float(mean.var(ddof=1)), D.mean() + widening(pieces, level) * (mean - mean.mean())
     components = VarianceComponents(math.nan, between, 0.0)
     if S > 1:
-        samples = samples + resampled_deviations(D, resamples, rng)
+        samples = samples + widening(S - 1, level) * resampled_deviations(D, resamples, rng)
         residual = float((redrawn - mean[:, None]).var(axis=0, ddof=1).mean()) * S / (S - 1)
         seeds = max(float(D.var(ddof=1)) - residual, 0.0)
         components = VarianceComponents(seeds, max(between - residual / S, 0.0), residual)
-    # As many independent pieces as there are blocks.
-    margins = ((between, n / block - 1.0), *seed_margin(D))
+    margins = ((between, pieces), *seed_margin(D))
     method = f"t interval, stationary bootstrap of {n} bars in blocks of {block:.1f}{seeds_said(S)}"
     return CrossedMean(t_interval(float(D.mean()), *margins, level=level, method=method), samples, components)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -7,13 +8,14 @@ import pytest
 from suite_worlds import YEAR, made_up_suite, returns, small, walked
 
 from benchmarks.comparison import Walked
-from benchmarks.findings import LEAK_FACTOR, SHUFFLED_MARGIN, Findings, book, size_findings, suite_findings
+from benchmarks.findings import LEAK_FACTOR, SHUFFLED_MARGIN, Findings, size_findings, suite_findings
 from benchmarks.suite import plan_suite
-from evaluation.statistics import deflated_sharpe
+from evaluation.statistics import deflated_sharpe, sharpe_by_path
 
 SIZES = ("evaluation.suite.train_bars=[300, 400]", "evaluation.suite.primary_train_bars=400")
 CONFIG = small(*SIZES, "evaluation.suite.trials={mbpo: 12}")
 ALTERED = {"leak": 20.0, "shuffled": 0.5, "no_signal": 0.4}
+WRONG = ALTERED | {"leak": 0.1}
 
 
 @cache
@@ -112,6 +114,18 @@ def test_checks_pass_at_their_thresholds_and_fail_beyond():
     assert checks_of(shuffled=0.4 + SHUFFLED_MARGIN + 1e-6) == {"leak": True, "shuffled": False}
 
 
+def test_a_failed_check_forbids_go_at_every_length():
+    plan = plan_suite(CONFIG)
+    wrong = suite_findings(CONFIG, made_up_suite(plan, altered=WRONG), plan)
+    for found, passed in ((findings(), True), (wrong, False)):
+        for size in found.sizes.values():
+            for one in (size.claim, *size.others):
+                assert one.verdict.criterion("instrument").passed is passed
+    (failed,) = [check for check in wrong.checks if not check.passed]
+    assert failed.failure == f"ridge with tomorrow's return as a feature has Sharpe 0.10, below {failed.threshold:.2f}"
+    assert failed.failure in wrong.main.claim.verdict.criterion("instrument").reason
+
+
 def test_a_check_without_a_number_does_not_pass():
     assert checks_of(leak=float("nan"), shuffled=float("nan")) == {"leak": False, "shuffled": False}
 
@@ -123,6 +137,7 @@ def test_policies_that_beat_buy_and_hold_are_named_and_those_told_the_truth_are_
     made = policies(oracle=returns(5e-3, runs=1), flat=returns(0.0, runs=1) * 0.0, planner=returns(9e-3)[:, :2])
     found = size_findings(CONFIG, made, 400, YEAR).superior
     assert found.superior == ("mbpo",)
+    assert found.tested == ("sac", "mbpo")
     assert found.p_value < 0.05
     assert size_findings(CONFIG, policies(mbpo=returns(-1e-3, noise=1e-3)), 400, YEAR).superior.superior == ()
 
@@ -135,10 +150,13 @@ def test_too_few_bars_leave_the_superior_open():
     assert found.claim.sharpe is None
 
 
-def test_a_book_is_spread_over_runs_and_paths():
-    made = np.zeros((2, 3, 40), np.float32)
-    made[1, 2] = 0.06
-    assert book(walked("a", "rule", made)) == pytest.approx(np.full(40, 0.01))
+def test_runs_are_tested_one_by_one_and_not_as_an_ensemble():
+    """Ten runs that are each as good as buy and hold, with noise of their own that an ensemble would not have."""
+    base, runs = returns(3e-3, runs=1), returns(3e-3 * 2**0.5, runs=10, noise=0.01)
+    ensemble = runs.mean(axis=0, keepdims=True)
+    for made, superior in ((runs, ()), (ensemble, ("mbpo",))):
+        found = size_findings(CONFIG, policies(buy_and_hold=base, sac=base, mbpo=made), 400, YEAR)
+        assert found.superior.superior == superior
 
 
 def test_all_trials_of_the_learner_are_counted_whichever_of_its_policies_challenges():
@@ -167,4 +185,24 @@ def test_nothing_is_deflated_for_a_policy_that_never_trades_or_a_single_run_of_m
     assert size_findings(CONFIG, still, 400, YEAR).deflated is None
     alone = policies(mbpo=returns(1e-3, runs=1))
     assert size_findings(CONFIG, alone, 400, YEAR).deflated is None
-    assert size_findings(small("evaluation.suite.trials={}"), alone, 400, YEAR).deflated.trials == 1
+    assert size_findings(small("evaluation.suite.trials={mbpo: 1}"), alone, 400, YEAR).deflated.trials == 1
+
+
+def test_nothing_is_deflated_where_nobody_counted_the_trials():
+    assert size_findings(small("evaluation.suite.trials={}"), policies(), 400, YEAR).deflated is None
+    assert size_findings(small("evaluation.suite.trials={sac: 9}"), policies(), 400, YEAR).deflated is None
+
+
+def test_of_a_single_series_the_run_with_the_median_ratio_is_deflated():
+    made = np.concatenate([returns(mean, runs=1, paths=1, noise=1e-3) for mean in (1e-3, 3e-3, 2e-3)])
+    one = walked("mbpo", "model_based", made)
+    policies = {"mbpo": one, "buy_and_hold": walked("buy_and_hold", "reference", returns(0.0, runs=1, paths=1))}
+    policies["sac"] = walked("sac", "model_free", returns(0.0, runs=1, paths=1))
+    for name, each in policies.items():
+        metrics = {key: np.repeat(values, 2, axis=1) for key, values in each.metrics.items()}
+        policies[name] = replace(each, metrics=metrics, train_bars=0)
+    # Fold by fold the order is another one: the first run looks middling there.
+    policies["mbpo"].metrics["sharpe"][:] = [[5.0], [1.0], [9.0]]
+    found = size_findings(CONFIG, policies, 0, YEAR).deflated
+    spread = float(sharpe_by_path(made[:, 0], YEAR).std(ddof=1))
+    assert found == deflated_sharpe(made[2, 0].astype(np.float64), 12, spread, YEAR)

@@ -390,3 +390,12 @@ def test_bad_arguments_and_no_tasks(tmp_path: Path) -> None:
         run_folds(tasks(1), compute, tmp_path, jobs=0)
     for engine in ("serial", "joblib"):
         assert run_folds([], compute, tmp_path, engine=engine) == []
+
+
+def test_a_file_where_a_result_belongs_is_replaced_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / tasks(1)[0].key).write_text("not a folder")
+    with pytest.warns(RuntimeWarning, match="damaged, computing 'fold 0' again"):
+        (result,) = run_folds(tasks(1), compute, tmp_path, engine="serial")
+    assert not result.resumed
+    (again,) = run_folds(tasks(1), compute, tmp_path, engine="serial")
+    assert again.resumed

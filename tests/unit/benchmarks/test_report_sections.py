@@ -11,11 +11,10 @@ from suite_worlds import BARS, YEAR, made_up_suite, returns, small, walked
 from benchmarks.comparison import compare
 from benchmarks.findings import Findings, size_findings, suite_findings
 from benchmarks.report import suite_report, walk_forward_report
+from benchmarks.report_pictures import equity, first_market, world_model
 from benchmarks.report_sections import (
     checks,
     comparisons,
-    equity,
-    first_market,
     fold_by_fold,
     more_metrics,
     not_shown,
@@ -23,12 +22,13 @@ from benchmarks.report_sections import (
     stress,
     the_claim,
     training_lengths,
-    world_model,
 )
 from benchmarks.suite import judged_market, plan_suite
 from configs import DetentConfig
 from evaluation.report import Section, Table
+from evaluation.report.display import criterion_name
 from evaluation.report.writer import write_report
+from evaluation.statistics import deflated_sharpe, sharpe_by_path
 from evaluation.statistics.interval import Interval
 
 CONFIG = small("evaluation.suite.train_bars=[300, 400]", "evaluation.suite.primary_train_bars=400")
@@ -43,6 +43,9 @@ def made_up(config: DetentConfig) -> Findings:
 @cache
 def findings() -> Findings:
     return made_up(CONFIG)
+
+
+FEW = "mbpo_planner, planner: the first 2 paths only."
 
 
 def column(table: Table, label: str) -> dict:
@@ -69,7 +72,24 @@ def test_the_results_rank_every_policy_and_show_what_was_measured():
         assert column(table, "decision p99")[name] == 2.0
     assert column(table, "kind")["sac"] == "model-free"
     assert "6 paths" in table.note
-    assert "planner, mbpo_planner: the first 2 paths only" in table.note or "mbpo_planner, planner" in table.note
+    assert FEW in table.note
+    assert column(table, "paths") == {name: 2 if "planner" in name else 6 for name in main.policies}
+
+
+def test_a_drawdown_is_shown_as_a_share():
+    main = findings().main
+    # Of two paths the t interval reaches far below 0 and above 1.
+    wild = walked("ridge", "forecast", returns(0.0, paths=2), max_drawdown=np.array([0.1, 0.9]))
+    rows = results_table("Results", replace(main, policies=main.policies | {"ridge": wild}), CONFIG)
+    shown = column(rows, "max drawdown")["ridge"]
+    assert (shown.low, shown.estimate, shown.high) == (0.0, 0.5, 1.0)
+
+
+def test_whoever_walked_few_paths_is_named_wherever_he_stands_beside_others():
+    section = training_lengths(findings(), CONFIG)
+    assert FEW in section.tables[0].note
+    assert FEW in section.figures[0].caption
+    assert FEW in more_metrics(findings().main).tables[0].note
 
 
 def test_a_planner_that_comes_first_does_not_hide_how_many_paths_the_others_walked():
@@ -97,11 +117,30 @@ def test_the_claim_says_its_interval_its_power_and_what_it_would_have_needed():
     section = the_claim(findings().main, CONFIG)
     claim = findings().main.claim
     assert shown(section) == (["Power"], ["Difference of Sharpe ratios"])
+    assert "paths needed" in [one.label for one in section.tables[0].columns]
     assert len(section.tables[0].rows) == len(claim.power) > 0
     text = " ".join(section.text)
     assert claim.gain.method in text
     assert "On one path mbpo has the higher Sharpe ratio with probability" in text
-    assert "Kill switch: mbpo on 0 paths, sac on 0" in text
+    assert "Kill switch: mbpo on 0 of 6 paths, sac on 0; for these 2 training runs on new markets the rate" in text
+    assert "exact paired test p = 1.000" in text
+
+
+def test_the_deflated_ratio_says_what_was_counted():
+    deflated = deflated_sharpe(returns(1e-3)[0, 0], 12, 0.1, YEAR)
+    text = " ".join(the_claim(replace(findings().main, deflated=deflated), CONFIG).text)
+    assert "a middling run and path" in text
+    assert "the 12 settings tried for mbpo; the spread of its training runs stands for that of trials" in text
+
+
+def test_one_training_run_makes_the_seeds_needed_unknown_not_infinite():
+    main = findings().main
+    assert "unknown" not in the_claim(main, CONFIG).tables[0].note
+    one = {name: walked(name, main.policies[name].family, main.policies[name].returns[:1]) for name in ("mbpo", "sac")}
+    alone = compare(one["mbpo"], one["sac"], CONFIG.evaluation.verdict, YEAR)
+    (power,) = the_claim(replace(main, claim=alone), CONFIG).tables
+    assert set(column(power, "seeds needed").values()) == {None}
+    assert "under seeds where it is unknown: one training run" in power.note
 
 
 def test_comparisons_list_the_claim_first_and_those_who_beat_buy_and_hold():
@@ -109,16 +148,28 @@ def test_comparisons_list_the_claim_first_and_those_who_beat_buy_and_hold():
     (table,) = section.tables
     assert table.rows[0][0] == "mbpo - sac"
     assert len(table.rows) == 1 + len(findings().main.others)
-    assert "Hansen's SPA" in section.text[0]
+    text = section.text[0]
+    tested = "linear_signal, ridge, model_free, sac, masked_dqn, mbpo"
+    named = text.partition("belief filter: ")[2].partition(". Sharpe")[0]
+    assert set(named.split(", ")) == {*tested.split(", "), "random_valid", "vol_target"}
+    assert "for these training runs; the spread between runs is left out, see the intervals above." in text
     assert shown(section)[1] == ["Differences"]
+
+
+@pytest.mark.parametrize(("p_value", "said"), [(0.0, "p-value < 0.0005."), (0.0125, "p-value 0.013."), (1.0, "1.000.")])
+def test_a_p_value_is_never_zero(p_value, said):
+    main = findings().main
+    superior = replace(main.superior, p_value=p_value, resamples=2000)
+    found = replace(findings(), sizes={400: replace(main, superior=superior)})
+    assert said in comparisons(found).text[0]
 
 
 def test_more_metrics_keep_what_is_missing_missing():
     table, costs = more_metrics(findings().main).tables
     assert column(table, "hit rate")["flat"] is None
     assert column(table, "hit rate")["mbpo"] == 0.5
-    assert column(costs, "validation score")["sac"] == pytest.approx(1.3)
-    assert column(costs, "validation score")["flat"] is None
+    assert column(costs, "validation Sharpe")["sac"] == pytest.approx(1.3)
+    assert column(costs, "validation Sharpe")["flat"] is None
     assert column(costs, "forbidden actions")["mbpo"] == 0
 
 
@@ -126,7 +177,7 @@ def test_checks_tell_passed_from_failed():
     (section,) = checks(findings())
     (table,) = section.tables
     assert [(row[0], row[1], row[-1]) for row in table.rows] == [
-        ("tomorrow's return is a feature", "ridge", True),
+        ("tomorrow's return as a feature", "ridge", True),
         ("signals of another time", "ridge", False),
     ]
     assert checks(replace(findings(), checks=())) == ()
@@ -135,6 +186,9 @@ def test_checks_tell_passed_from_failed():
 def test_stress_is_ranked_and_left_out_where_nobody_walked():
     (section,) = stress(findings(), CONFIG)
     assert column(section.tables[0], "Sharpe")["mbpo"] == 0.5
+    wild = {"sac": {key: np.array([[0.0, 1.0, 8.0]]) for key in ("sharpe", "max_drawdown", "killed")}}
+    (tails,) = stress(replace(findings(), stress=wild), CONFIG)
+    assert (column(tails.tables[0], "Sharpe")["sac"], column(tails.tables[0], "median Sharpe")["sac"]) == (3.0, 1.0)
     assert stress(replace(findings(), stress={}), CONFIG) == ()
 
 
@@ -147,12 +201,30 @@ def test_folds_are_rows_with_a_column_per_policy():
     assert section.tables[0].rows == ((1, "a to b", "c to d", 2.0), (2, "a to c", "e to f", None))
 
 
-def test_what_the_evidence_does_not_show_is_every_criterion_that_was_not_passed():
-    main = findings().main
-    lines = not_shown(main)
-    failed = [one.name for one in main.claim.verdict.criteria if not one.passed]
-    assert [line.partition(":")[0] for line in lines] == failed
-    assert failed
+def test_what_the_evidence_does_not_show_is_what_was_not_passed_and_the_standing_limits():
+    lines = [line.partition(":")[0] for line in not_shown(findings())]
+    criteria = findings().main.claim.verdict.criteria
+    unmet = [criterion_name(one) for one in criteria if not one.passed]
+    limits = [
+        "Simulated markets are not a market",
+        "The kill switch speaks of these training runs",
+        "A Sharpe gain does not say where it comes from",
+    ]
+    assert "Instrument passed its checks" in unmet
+    assert lines == [*unmet[:-1], "Failed check of the instrument", *limits]
+    (failed,) = [check.failure for check in findings().checks if not check.passed]
+    assert f"Failed check of the instrument: {failed}." in not_shown(findings())
+
+
+def test_every_picture_explains_itself_to_those_who_see_it():
+    times = judged_market(CONFIG).features.timestamps
+    sections = [
+        *(training_lengths(findings(), CONFIG), the_claim(findings().main, CONFIG), comparisons(findings())),
+        *(equity(findings().main, times), first_market(CONFIG, findings()), *world_model(findings())),
+    ]
+    pictures = [figure for section in sections for figure in section.figures]
+    assert len(pictures) == 7
+    assert all(figure.caption == figure.alt for figure in pictures)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -169,6 +241,7 @@ def test_equity_and_one_market_are_drawn_for_the_pair_of_the_claim():
 def test_calibration_is_drawn_where_there_is_a_world_model():
     (section,) = world_model(findings())
     assert shown(section)[1] == ["Calibration of the world model"]
+    assert "on the first validation market, by the world model of the first training run" in section.figures[0].caption
     assert world_model(replace(findings(), first_path={})) == ()
 
 
@@ -227,5 +300,17 @@ def test_a_walk_forward_is_reported_by_fold(tmp_path):
     report = walk_forward_report(CONFIG, found, times, windows, title="Folds", reproduce=("detent",), facts={})
     assert "3 folds" in report.results.note
     assert "paths" not in report.results.note
-    assert "On one fold" in " ".join(report.sections[2].text)
+    said = " ".join(
+        (*report.sections[2].text, report.verdict.next_step, *(one.reason for one in report.verdict.criteria))
+    )
+    assert "On one fold" in said
+    assert "path" not in said
+    joined = sharpe_by_path(policies["mbpo"].returns, YEAR).mean()
+    assert column(report.results, "Sharpe of joined folds")["mbpo"] == pytest.approx(joined)
+    assert "ratios of joined folds" in report.results.note
+    assert column(report.results, "folds") == dict.fromkeys(names, 3)
+    labels = {one.label for table in report.tables for one in table.columns}
+    assert {"P(better on a fold)", "validation reward", "years needed"} <= labels
+    assert not {"P(better on a path)", "validation Sharpe", "paths needed"} & labels
+    assert "One series is one history" in report.not_shown[-3]
     assert write_report(report, tmp_path).html.exists()

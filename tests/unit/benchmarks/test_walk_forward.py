@@ -14,7 +14,7 @@ from benchmarks.contenders import Lesson, fit_references, silent
 from benchmarks.folds import FoldResult, FoldTask, run_folds
 from benchmarks.walk_forward import fold_tasks, join_folds, panel_of, plan_folds, work_on_fold
 from configs import ConfigError, DetentConfig, load_config
-from data import FEATURE_FIELDS, LOOKBACK, FeatureTable, HistoryError
+from data import FEATURE_FIELDS, LOOKBACK, DataError, FeatureTable, HistoryError
 from evaluation import backtest, metrics_by_path
 
 BARS_PER_YEAR = 50
@@ -248,3 +248,16 @@ def test_metrics_of_a_fold_are_those_of_its_own_account():
     kept = joined()["vol_target"].metrics
     assert all(kept[key][0, 1] == direct[key][0] or np.isnan(direct[key][0]) for key in kept)
     assert json.loads(json.dumps(result(task.label).values))["facts"]["vol_target"]["family"] == "rule"
+
+
+@pytest.mark.parametrize("window", ["train", "validation", "test"])
+def test_prices_that_do_not_move_in_a_window_are_refused_by_name(window: str) -> None:
+    whole = table()
+    values = whole.values.copy()
+    fold = plan_folds(CONFIG, len(whole))[1]
+    moves = [whole.index("gap_return"), whole.index("intraday_return")]
+    values[getattr(fold, window), moves[0]] = 0.0
+    values[getattr(fold, window), moves[1]] = 0.0
+    still = replace(whole, values=values)
+    with pytest.raises(DataError, match=rf"fold \d, {window} window .*: expected prices that move"):
+        fold_tasks(CONFIG, still, "hash")

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.drawdown import drawdown_interval
-from evaluation.metrics import max_drawdown
-from evaluation.statistics.interval import NotDecidable
-from evaluation.statistics.limits import drawdown_non_inferiority, kill_switch_difference, quantile_upper_bound
+from evaluation.statistics.interval import Interval, NotDecidable
+from evaluation.statistics.limits import (
+    NonInferiority,
+    drawdown_non_inferiority,
+    kill_switch_difference,
+    quantile_upper_bound,
+)
 
 
 def killed(paths: int, *events: int, seeds: int = 1) -> np.ndarray:
@@ -42,6 +45,28 @@ def test_an_equal_drawdown_is_not_worse_and_one_beyond_the_margin_is():
     better = drawdown_non_inferiority(b - 0.03, b, margin=0.02, level=0.95)
     assert better.holds
     assert better.interval.estimate == pytest.approx(-0.03, rel=1e-9)
+
+
+def loss(low: float, estimate: float, high: float) -> NonInferiority:
+    return NonInferiority(Interval(estimate, low, high, 0.95, "given"), margin=0.02, paths=50, paths_needed=None)
+
+
+@pytest.mark.parametrize(
+    ("test", "holds", "violated"),
+    [
+        (loss(-0.010, 0.000, 0.010), True, False),
+        (loss(-0.010, 0.010, 0.030), False, False),
+        (loss(-0.001, 0.030, 0.061), False, False),
+        (loss(0.000, 0.030, 0.060), False, False),
+        (loss(0.001, 0.030, 0.059), False, True),
+        (loss(0.001, 0.019, 0.037), False, False),
+        (loss(math.nan, 0.030, 0.059), False, True),
+        (loss(-0.010, math.nan, 0.059), False, True),
+        (loss(-0.010, 0.010, math.nan), False, True),
+    ],
+)
+def test_worse_takes_an_estimate_beyond_the_margin_and_proof_that_it_is_worse_at_all(test, holds, violated):
+    assert (test.holds, test.violated) == (holds, violated)
 
 
 def test_a_baseline_without_seeds_is_paired_with_every_seed():
@@ -111,7 +136,9 @@ def test_discordant_paths_are_bounded_by_clopper_and_pearson():
     assert interval.low == pytest.approx(only_a.low - only_b.high, rel=1e-6)
     # McNemar: at least 3 of 4 fair coins.
     assert test.p_value == pytest.approx(5 / 16, rel=1e-9)
-    assert test.difference.violated
+    # Twelve points beyond the margin, and still no proof that `a` is worse.
+    assert interval.low < 0.0
+    assert (test.holds, test.difference.violated) == (False, False)
 
 
 def test_several_seeds_are_bounded_by_hoeffding():
@@ -184,51 +211,3 @@ def test_quantile_bound_refuses_what_is_no_sample():
             quantile_upper_bound(samples, level=0.95)
     with pytest.raises(ValueError, match="q: expected a number between 0 and 1, was 99"):
         quantile_upper_bound([1.0], 99, level=0.95)
-
-
-def test_a_fall_from_the_start_is_a_drawdown():
-    interval = drawdown_interval([[[-0.5, 0.5, 0.0], [-0.25, 0.0, 0.1]]], level=0.95, resamples=2, seed=0)
-    assert interval.estimate == pytest.approx(0.375, rel=1e-12)
-
-
-def test_the_interval_of_several_drawdowns_is_around_their_mean():
-    returns = 0.01 * np.random.default_rng(5).standard_normal((2, 12, 300))
-    interval = drawdown_interval(returns, level=0.95, resamples=10, seed=0)
-    each = [max_drawdown(np.cumprod(np.append(1.0, 1.0 + path))) for path in returns.reshape(-1, 300)]
-    assert interval.estimate == pytest.approx(np.mean(each), rel=1e-9)
-    assert interval.low < np.mean(each) < interval.high
-    assert "12 paths" in interval.method
-
-
-def test_the_drawdown_of_one_path_is_judged_by_its_redrawn_bars():
-    """Its percentiles are those of fresh markets of the same law."""
-    markets = 0.0003 + 0.01 * np.random.default_rng(6).standard_normal((401, 1500))
-    interval = drawdown_interval(markets[:1, None], level=0.9, resamples=400, seed=0)
-    fresh = [max_drawdown(np.cumprod(np.append(1.0, 1.0 + market))) for market in markets[1:]]
-    np.testing.assert_allclose([interval.low, interval.high], np.quantile(fresh, [0.05, 0.95]), rtol=0.35)
-    assert interval.estimate == pytest.approx(max_drawdown(np.cumprod(np.append(1.0, 1.0 + markets[0]))), rel=1e-9)
-    assert interval.method.endswith("1 seed")
-
-
-def test_calm_and_wild_times_stay_together_when_bars_are_redrawn():
-    """Signs are random, so the returns themselves remember nothing; their size does, for 100 bars."""
-    rng = np.random.default_rng(9)
-    returns = np.where(np.arange(2000) // 100 % 2, 0.03, 0.003) * rng.standard_normal(2000)
-    method = drawdown_interval(returns[None, None], level=0.95, resamples=2, seed=0).method
-    assert float(method.split("blocks of ")[1].split(",")[0]) > 20
-
-
-def test_drawdown_intervals_repeat_and_refuse_bad_input():
-    returns = 0.01 * np.random.default_rng(7).standard_normal((3, 1, 100))
-    first, second = (drawdown_interval(returns, level=0.95, resamples=50, seed=1) for _ in range(2))
-    assert first == second
-    still = drawdown_interval(np.zeros((1, 1, 100)), level=0.95, resamples=5, seed=1)
-    assert (still.estimate, still.low, still.high) == (0.0, 0.0, 0.0)
-    with pytest.raises(ValueError, match="lost more than it had"):
-        drawdown_interval(returns - 1.0, level=0.95, resamples=5, seed=1)
-    with pytest.raises(ValueError, match="returns: expected finite"):
-        drawdown_interval(returns * math.nan, level=0.95, resamples=5, seed=1)
-    with pytest.raises(ValueError, match="level"):
-        drawdown_interval(returns, level=95, resamples=5, seed=1)
-    with pytest.raises(ValueError, match="resamples"):
-        drawdown_interval(returns, level=0.95, resamples=0, seed=1)

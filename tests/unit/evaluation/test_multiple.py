@@ -93,7 +93,7 @@ def test_impossible_moments_are_refused():
 
 def market(bars: int = 1000) -> tuple[np.random.Generator, np.ndarray]:
     rng = np.random.default_rng(2)
-    return rng, rng.normal(0.0003, 0.01, bars)
+    return rng, rng.normal(0.0003, 0.01, (1, 1, bars))
 
 
 def test_only_the_better_policy_is_superior():
@@ -102,6 +102,8 @@ def test_only_the_better_policy_is_superior():
     candidates["better"] = benchmark + rng.normal(0.001, 0.003, 1000)
     result = superior_policies(benchmark, candidates, **SETTINGS)
     assert result.superior == ("better",)
+    assert result.tested == ("one", "two", "three", "better")
+    assert result.resamples == 500
     assert result.p_value < 0.01
     assert result.level == 0.95
     assert result.block >= 1.0
@@ -109,7 +111,7 @@ def test_only_the_better_policy_is_superior():
 
 def test_a_noisy_candidate_does_not_hide_a_better_one():
     rng, benchmark = market()
-    unrelated = rng.normal(0.0, 0.01, 1000)
+    unrelated = rng.normal(0.0, 0.01, (1, 1, 1000))
     candidates = {
         "noisy": unrelated - unrelated.mean() + benchmark.mean(),
         "better": benchmark + rng.normal(0.0002, 0.0005, 1000),
@@ -119,7 +121,8 @@ def test_a_noisy_candidate_does_not_hide_a_better_one():
 
 def test_leverage_does_not_make_a_policy_superior():
     _, benchmark = market()
-    copies = {"levered": 3.0 * benchmark, "copy": benchmark}
+    benchmark = benchmark.astype(np.float32)
+    copies = {"levered": np.float32(3.0) * benchmark, "copy": benchmark}
     result = superior_policies(benchmark, copies, **SETTINGS)
     assert result.superior == ()
     assert result.p_value == 1.0
@@ -132,10 +135,34 @@ def test_among_many_equal_policies_a_superior_one_is_rarely_found():
     rng = np.random.default_rng(3)
     N, found = 100, 0
     for run in range(N):
-        benchmark = rng.normal(0.0003, 0.01, 150)
+        benchmark = rng.normal(0.0003, 0.01, (1, 1, 150))
         candidates = {str(index): benchmark + rng.normal(0, 0.005, 150) for index in range(10)}
         found += bool(superior_policies(benchmark, candidates, level=0.9, resamples=100, seed=run, block=1.0).superior)
     assert found / N <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / N)
+
+
+def test_training_runs_of_equal_skill_are_not_taken_for_the_ensemble_of_them():
+    # Each run has the benchmark's ratio of 0.1 and noise of its own; averaged returns would have 0.1 sqrt(2 / 1.2).
+    rng = np.random.default_rng(6)
+    N, found, ensemble = 200, 0, 0
+    settings = {"level": 0.95, "resamples": 100, "block": 1.0}
+    for run in range(N):
+        shared = rng.standard_normal((1, 20, 60))
+        runs = 0.1 * math.sqrt(2.0) + shared + rng.standard_normal((5, 20, 60))
+        found += bool(superior_policies(0.1 + shared, {"runs": runs}, seed=run, **settings).superior)
+        both = [returns.mean(axis=(0, 1), keepdims=True) for returns in (0.1 + shared, runs)]
+        ensemble += bool(superior_policies(both[0], {"mean": both[1]}, seed=run, **settings).superior)
+    assert found / N <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / N)
+    assert ensemble / N > 0.5
+
+
+def test_the_gain_is_that_of_the_mean_ratio_over_runs_and_paths():
+    rng = np.random.default_rng(7)
+    base = rng.normal(0.0, 0.01, (1, 3, 400))
+    # Better on every path by as much as worse in the other run, and better by a little more.
+    even = np.concatenate([base + 0.001, base - 0.001])
+    better = np.concatenate([base + 0.003, base - 0.001])
+    assert superior_policies(base, {"even": even, "better": better}, **SETTINGS).superior == ("better",)
 
 
 def test_the_same_seed_gives_the_same_answer():
@@ -150,18 +177,27 @@ def test_the_same_seed_gives_the_same_answer():
     ("candidates", "message"),
     [
         ({}, "candidates: expected at least one policy, was none"),
-        ({"short": np.ones(50)}, r"candidates\['short'\]: expected returns that vary"),
-        ({"short": np.arange(50.0)}, r"candidates\['short'\]: expected the 100 bars of the benchmark, was 50"),
-        ({"gap": np.full(100, math.nan)}, r"candidates\['gap'\]: expected finite \[n\], was nan at \[0\]"),
+        ({"still": np.ones((2, 1, 100))}, r"candidates\['still'\]: expected returns that vary"),
+        (
+            {"short": np.ones((1, 1, 50))},
+            r"candidates\['short'\]: expected the \[P, n\] = \[1, 100\] of the benchmark, was \[1, 50\]",
+        ),
+        ({"more": np.ones((1, 2, 100))}, r"expected the \[P, n\] = \[1, 100\] of the benchmark, was \[2, 100\]"),
+        ({"flat": np.ones(100)}, r"candidates\['flat'\]: expected \[S, P, n\], was shape \[100\]"),
+        (
+            {"gap": np.full((1, 1, 100), math.nan)},
+            r"candidates\['gap'\]: expected finite \[S, P, n\], was nan at \[0, 0, 0\]",
+        ),
     ],
 )
 def test_bad_candidates_are_refused(candidates, message):
     with pytest.raises(ValueError, match=message):
-        superior_policies(np.random.default_rng(4).normal(0, 0.01, 100), candidates, **SETTINGS)
+        superior_policies(np.random.default_rng(4).normal(0, 0.01, (1, 1, 100)), candidates, **SETTINGS)
 
 
 def test_too_few_bars_for_a_comparison_cannot_be_decided():
+    rising = np.arange(40.0)[None, None]
     with pytest.raises(NotDecidable, match="needs 10 more bars: benchmark: expected at least 30 bars, was 20"):
-        superior_policies(np.arange(20.0), {"other": np.arange(20.0)}, **SETTINGS)
+        superior_policies(rising[..., :20], {"other": rising[..., :20]}, **SETTINGS)
     with pytest.raises(ValueError, match="level: expected a number between 0 and 1, was 1"):
-        superior_policies(np.arange(40.0), {"other": np.arange(40.0)}, level=1.0, resamples=10, seed=0)
+        superior_policies(rising, {"other": rising}, level=1.0, resamples=10, seed=0)

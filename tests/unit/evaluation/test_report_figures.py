@@ -37,6 +37,8 @@ def test_equity_fan_draws_median_band_and_drawdown_of_each_policy():
     top, bottom, end = figure.axes
     assert top.get_title(loc="left") == "Equity and drawdown after costs: median and central 80 % of up to 40 paths"
     assert legend(figure) == ["mbpo", "flat"]
+    by_run = equity_fan(DAYS, equity, unit="training run").axes[0].get_title(loc="left")
+    assert by_run.endswith("of up to 40 training runs")
     # A single path has no band.
     assert len(top.collections) == len(bottom.collections) == 1
     np.testing.assert_allclose(top.lines[0].get_ydata(), np.median(equity["mbpo"], axis=0))
@@ -62,7 +64,7 @@ def test_difference_distribution_says_how_much_lies_above_each_threshold():
     samples = np.linspace(-0.1, 0.3, 401)
     figure = difference_distribution(samples, interval(0.1, -0.08, 0.28), {"no difference": 0.0, "required": 0.2})
     (axes,) = figure.axes
-    title = f"+0.10, 95% interval {MINUS}0.08 to +0.28 (401 resamples)"
+    title = f"+0.10, 95% interval {MINUS}0.08 to +0.28"
     assert axes.get_title(loc="left") == title
     assert legend(figure) == ["no difference (0): 75% lie above", "required (0.2): 25% lie above"]
     difference_distribution(np.zeros(5), interval(0.0, 0.0, 0.0), {})

@@ -230,10 +230,10 @@ def test_the_verdict_comes_first_with_words_for_every_answer(tmp_path, decision)
     order = [
         f"{decision} B replaces a; Sharpe higher by 0.12.",
         "Next step. Keep a for now.",
-        "✓ Sharpe point met observed 0.3 threshold 0.1 Gain 0.30 of 0.10.",
-        f"✗ Sharpe full margin not met observed 0.03 threshold 0.02 "
+        "✓ Sharpe gain, point estimate met observed 0.3 threshold 0.1 Gain 0.30 of 0.10.",
+        f"✗ Full gain established (reported, decides nothing) not met observed 0.03 threshold 0.02 "
         f"Not established, short by {MINUS}3\N{NO-BREAK SPACE}%.",
-        f"? Latency cannot be decided observed {MISSING} threshold 50 Decision time was not measured. "
+        f"? Decides in time cannot be decided observed {MISSING} threshold 50 Decision time was not measured. "
         "To settle it: Measure the decision time.",
         "Main result",
         "Per fold",
@@ -257,7 +257,7 @@ def test_the_summary_starts_with_the_recommendation_and_names_every_part(tmp_pat
         "## What was not shown",
         "## How to reproduce",
     ]
-    assert "| Sharpe full margin | 0.03 | 0.02 | ✗ not met |" in lines
+    assert "| Full gain established (reported, decides nothing) | 0.03 | 0.02 | ✗ not met |" in lines
     assert "    detent evaluate --suite" in lines
 
 

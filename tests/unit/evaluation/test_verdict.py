@@ -12,7 +12,7 @@ from evaluation.statistics.crossed import VarianceComponents
 from evaluation.statistics.interval import Interval, NotDecidable
 from evaluation.statistics.limits import NonInferiority, drawdown_non_inferiority, kill_switch_difference
 from evaluation.statistics.sharpe import SharpeDifference, sharpe_difference
-from evaluation.verdict import Decision, Verdict, decide
+from evaluation.verdict import LABELS, Decision, Verdict, decide
 
 CONFIG = VerdictConfig()
 """Gain 0.10, margins 0.02, 50 ms, 95 %."""
@@ -44,6 +44,7 @@ def verdict(**changes: Any) -> Verdict:
         "latency_ms": 3.0,
         "invalid_actions": 0,
         "exposures": (0.4, 0.5),
+        "failed_checks": (),
         "config": CONFIG,
     }
     return decide("mbpo", "ppo", **(measured | changes))
@@ -52,6 +53,7 @@ def verdict(**changes: Any) -> Verdict:
 KILLS = {
     "more": kill_switch_difference(killed(20), killed(0), margin=0.02, level=0.95),
     "few paths": kill_switch_difference(killed(0, 100), killed(0, 100), margin=0.02, level=0.95),
+    "few events": kill_switch_difference(killed(1, 40), killed(0, 40), margin=0.02, level=0.95),
 }
 
 
@@ -65,12 +67,15 @@ KILLS = {
         ({"sharpe": gain(0.08, 0.03)}, Decision.CONDITIONAL),
         ({"sharpe": gain(0.08, -0.03)}, Decision.NO_GO),
         ({"sharpe": gain(-0.2, -0.3)}, Decision.NO_GO),
-        ({"sharpe": NotDecidable(12, "bars", "too short")}, Decision.NO_GO),
+        ({"sharpe": NotDecidable(12, "bars", "too short")}, Decision.CONDITIONAL),
         ({"sharpe": gain(0.18, 0.12, seeds=1)}, Decision.CONDITIONAL),
         ({"sharpe": gain(0.08, 0.03, seeds=1)}, Decision.NO_GO),
         ({"drawdown": loss(0.01, 0.03)}, Decision.CONDITIONAL),
         ({"drawdown": loss(0.01, 0.03, needed=None)}, Decision.CONDITIONAL),
         ({"drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
+        # Beyond the margin, but not shown to be worse at all.
+        ({"drawdown": loss(0.03, 0.06)}, Decision.CONDITIONAL),
+        ({"kill_switch": KILLS["few events"]}, Decision.CONDITIONAL),
         ({"drawdown": NotDecidable(1, "paths", "one path")}, Decision.CONDITIONAL),
         ({"kill_switch": KILLS["few paths"]}, Decision.CONDITIONAL),
         ({"kill_switch": KILLS["more"]}, Decision.NO_GO),
@@ -83,6 +88,9 @@ KILLS = {
         ({"exposures": (0.049, 0.1)}, Decision.CONDITIONAL),
         ({"exposures": (0.2, 0.81)}, Decision.CONDITIONAL),
         ({"exposures": (math.nan, 0.1)}, Decision.CONDITIONAL),
+        ({"exposures": (0.4, math.nan)}, Decision.CONDITIONAL),
+        ({"failed_checks": ("ridge learnt nothing",)}, Decision.CONDITIONAL),
+        ({"failed_checks": ("ridge learnt nothing",), "drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
         # What is open does not save what is violated, and safety alone earns nothing.
         ({"latency_ms": None, "drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
         ({"latency_ms": None, "sharpe": gain(0.08, -0.03)}, Decision.NO_GO),
@@ -137,24 +145,30 @@ def test_the_headline_holds_the_numbers():
     )
     worse = verdict(sharpe=gain(-0.2, -0.3, paths=1, block=5.0)).headline
     assert worse.startswith("NO-GO: ppo stays, mbpo does not replace it; annual Sharpe lower by 0.200")
-    assert worse.endswith("5 seeds, 1 path of 2520 bars.")
+    assert worse.endswith("5 seeds, one series of 2520 bars.")
     undecided = verdict(sharpe=NotDecidable(12, "bars", "too short"))
     assert undecided.headline.endswith("the Sharpe difference cannot be decided, needs 12 more bars: too short.")
-    assert undecided.next_step == "Keep ppo: the Sharpe gain cannot be decided, needs 12 more bars: too short."
+    assert undecided.next_step == (
+        "Keep ppo for now. The Sharpe gain cannot be decided, needs 12 more bars: too short."
+    )
 
 
 def test_a_no_go_names_what_was_violated_and_nothing_else():
     step = verdict(drawdown=loss(0.03, 0.04), invalid_actions=2, latency_ms=None).next_step
     assert step == (
-        "Keep ppo: mean maximum drawdown higher by 0.0300, upper end of the 95 % interval 0.0400, allowed less than "
+        "Keep ppo: mean maximum drawdown, difference +0.0300 (95 % interval +0.0200 to +0.0400), allowed less than "
         "0.02; 2 forbidden actions chosen, allowed 0."
     )
+    better = verdict().criterion("drawdown").reason
+    assert better.startswith("mean maximum drawdown, difference -0.0100 (95 % interval -0.0250 to +0.0050)")
 
 
 def test_a_conditional_says_what_would_settle_it():
     few = verdict(kill_switch=KILLS["few paths"]).next_step
     assert few == "Keep ppo for now. 117 more paths decide the kill-switch rate if its difference stays."
     assert "No number of paths" in verdict(drawdown=loss(0.01, 0.03, needed=None)).next_step
+    chance = verdict(drawdown=loss(0.03, 0.06, needed=None)).next_step
+    assert "beyond the margin, which may be chance: more paths or more seeds tell" in chance
     one_seed = verdict(sharpe=gain(0.18, 0.12, seeds=1)).next_step
     assert "needs 1 more seeds" in one_seed
     assert verdict(latency_ms=None).next_step == "Keep ppo for now. Measure the decision time."
@@ -162,6 +176,26 @@ def test_a_conditional_says_what_would_settle_it():
     assert "less than the 0.10 asked for: say whether it is enough; that it is smaller is established" in smaller
     near = verdict(sharpe=gain(0.08, 0.02)).next_step
     assert "or tell it apart from 0.10 with" in near
+
+
+def test_a_walk_forward_counts_folds():
+    few = verdict(kill_switch=KILLS["few paths"], unit="fold")
+    assert "117 more folds decide the kill-switch rate" in few.next_step
+    hopeless = verdict(drawdown=loss(0.01, 0.03, needed=None), unit="fold").next_step
+    assert "No number of folds shows that" in hopeless
+    single = verdict(drawdown=NotDecidable(1, "paths", "expected at least 2 paths, was 1"), unit="fold")
+    reason = single.criterion("drawdown").reason
+    assert reason.endswith("cannot be decided, needs 1 more folds: expected at least 2 folds, was 1")
+    assert "path" not in single.next_step
+
+
+def test_a_failed_check_is_named_and_forbids_go():
+    decided = verdict(failed_checks=("ridge learnt nothing", "mbpo saw noise"))
+    criterion = decided.criterion("instrument")
+    assert (criterion.passed, criterion.observed) == (False, 2)
+    assert criterion.reason == "failed: ridge learnt nothing; mbpo saw noise"
+    assert "before believing what it measured: ridge learnt nothing; mbpo saw noise." in decided.next_step
+    assert verdict().criterion("instrument").passed
 
 
 def test_the_sample_named_for_a_wide_interval_shows_the_gain():
@@ -208,7 +242,11 @@ def test_json_carries_every_criterion_with_its_reason():
         "kill_switch",
         "latency",
         "valid_actions",
+        "instrument",
     ]
+    assert [criterion["label"] for criterion in raw["criteria"]] == list(LABELS.values())
+    unknown = json.dumps(verdict(exposures=(0.4, math.nan)).to_dict(), allow_nan=False)
+    assert json.loads(unknown)["criteria"][3]["threshold"] is None
     assert all(criterion["reason"] for criterion in raw["criteria"])
     latency = raw["criteria"][6]
     assert (latency["passed"], latency["observed"], latency["threshold"]) == (None, None, 50.0)

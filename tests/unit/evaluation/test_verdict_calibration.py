@@ -48,6 +48,7 @@ def comparison(
         latency_ms=1.0,
         invalid_actions=0,
         exposures=(0.5, 0.5),
+        failed_checks=(),
         config=config,
     )
 

@@ -27,7 +27,7 @@ from pipeline import cli_evaluate
 from pipeline.caches import keep_caches_in, no_caches
 from pipeline.cli import app
 from pipeline.cli_output import emit
-from pipeline.evaluate import Evaluated, Job, Tuning, _metrics, evaluate_suite, planned, tune
+from pipeline.evaluate import Evaluated, Job, Tuning, _metrics, departures, evaluate_suite, planned, tune
 from pipeline.lock import WorkdirLock
 
 TINY = (
@@ -339,3 +339,40 @@ def test_without_caches_a_setting_of_the_users_own_comes_back(monkeypatch: pytes
     with no_caches():
         pass
     assert "MPLCONFIGDIR" not in os.environ
+
+
+# --- what is frozen and what is registered -------------------------------------------------------------------------
+
+
+def test_a_frozen_suite_and_a_walk_forward_under_registered_rules_need_no_caveat() -> None:
+    assert departures(load_config("suite"), is_suite=True) == ()
+    assert departures(load_config("suite", ["tracking.experiment=mine", "torch_threads=2"]), is_suite=True) == ()
+    assert departures(load_config("default", ["data.source.symbol=nasdaq"]), is_suite=False) == ()
+
+
+def test_a_smoke_run_says_that_its_numbers_mean_nothing() -> None:
+    assert departures(load_config("suite-smoke"), is_suite=True) == ("Smoke run: its numbers mean nothing.",)
+
+
+def test_changed_settings_and_thresholds_are_named() -> None:
+    changed = ("evaluation.verdict.drawdown_margin=0.99", "account.slippage_bps=0")
+    assert departures(load_config("suite", changed), is_suite=True) == (
+        "Not the frozen suite: account.slippage_bps 0.0 instead of 0.5.",
+        "Not the registered verdict: drawdown_margin 0.99 instead of 0.02.",
+    )
+    assert departures(load_config("default", changed), is_suite=False) == (
+        "Not the registered verdict: drawdown_margin 0.99 instead of 0.02.",
+    )
+    said, resamples = departures(load_config("suite-smoke", ["seed=1"]), is_suite=True)
+    assert resamples == "Not the registered verdict: resamples 200 instead of 2000."
+    assert said.startswith("Not the frozen suite: seed 1 instead of 0, ")
+    assert said.endswith(" more.")
+
+
+def test_help_names_the_extra_for_a_cluster() -> None:
+    assert "detent[ray]" in "".join(evaluate("--help").output.split()).replace("│", "")
+
+
+def test_trials_and_runs_without_tune_are_wrong_usage() -> None:
+    for option in ("--trials", "--runs"):
+        assert evaluate("--suite", "smoke", option, "3").exit_code == 2
