@@ -276,8 +276,8 @@ def test_the_verdict_fits_a_terminal_of_80_columns(
     assert ["flat", "+0.00", MISSING, MISSING] in rows
     text = " ".join(" ".join(lines).split())
     assert "CONDITIONAL B replaces a; Sharpe higher by 0.12." in text
-    assert "✗ Sharpe full margin not met Not established, short by -3 %." in text
-    assert "? Latency cannot be decided Decision time was not measured." in text
+    assert "✗ Full gain established not met Not established, short by -3 (reported, decides nothing) %." in text
+    assert "? Decides in time cannot be decided Decision time was not measured." in text
 
 
 def test_a_verdict_without_a_number_is_still_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
