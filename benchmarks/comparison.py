@@ -155,7 +155,7 @@ def compare(
     config: VerdictConfig,
     bars_per_year: int,
     *,
-    failed_checks: tuple[str, ...] = (),
+    failed_checks: tuple[str, ...] | None = (),
     unit: str = "path",
 ) -> Comparison:
     """Hold the claim against two policies, on the paths that both have walked.

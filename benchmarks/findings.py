@@ -40,8 +40,8 @@ class SizeFindings:
     superior: SuperiorPolicies | None
     """Which policies beat buy and hold, all tested at once; None where the data are too few."""
     deflated: DeflatedSharpe | None
-    """Of the challenger, counting the settings tried for it; None where nobody counted them, where it never trades, or
-    where one run cannot say how trials scatter."""
+    """Of the challenger, counting the settings tried for it; None where nobody counted them, where the middling run and
+    path never trades, or where one run cannot say how trials scatter."""
 
     @property
     def unit(self) -> str:
@@ -94,7 +94,8 @@ LEAK_FACTOR = 1.5
 Knowing one bar perfectly is worth less than it seems: a position must be kept for three."""
 
 SHUFFLED_MARGIN = 0.15
-"""A learner on signals of another time may exceed itself without signals by so much, training noise included."""
+"""With signals of another time a learner may exceed by so much, training noise included, what the best of those checked
+makes of no signal at all."""
 
 
 def suite_findings(config: DetentConfig, results: Sequence[FoldResult], cells: Sequence[Cell]) -> Findings:
@@ -106,7 +107,9 @@ def suite_findings(config: DetentConfig, results: Sequence[FoldResult], cells: S
         for name, facts in result.values["facts"].items():
             arrays = arrays_of(result, name)
             if cell.variant != "plain":
-                altered[cell.variant, name] = arrays["sharpe"]
+                # Planners come with a learner, but do not learn: tomorrow beyond their horizon is nothing to them.
+                if name == cell.learner:
+                    altered[cell.variant, name] = arrays["sharpe"]
                 continue
             plain.setdefault((name, cell.train_bars), []).append((arrays, facts))
             if "stress_sharpe" in arrays:
@@ -114,8 +117,8 @@ def suite_findings(config: DetentConfig, results: Sequence[FoldResult], cells: S
                 stress.setdefault(name, []).append(entry)
     walked = {key: gather(key[0], runs) for key, runs in plain.items()}
     primary = config.evaluation.suite.primary_train_bars
-    checks = tuple(_checks(altered, float(walked["oracle", 0].metrics["sharpe"].mean())))
-    failed = tuple(check.failure for check in checks if not check.passed)
+    checks = tuple(_checks(altered, walked["oracle", 0].metrics["sharpe"].mean(axis=0)))
+    failed = tuple(check.failure for check in checks if not check.passed) if checks else None
     sizes = {
         bars: size_findings(
             config,
@@ -140,12 +143,11 @@ def size_findings(
     policies: dict[str, Walked],
     train_bars: int,
     bars_per_year: int,
-    failed_checks: tuple[str, ...] = (),
+    failed_checks: tuple[str, ...] | None = (),
 ) -> SizeFindings:
     """Hold the claim and every other comparison against the policies of one training length.
 
-    Args: train_bars: 0 for a walk-forward, whose policies are counted by fold; failed_checks: of the instrument, in
-        words.
+    Args: train_bars: 0 for a walk-forward, whose policies are counted by fold; failed_checks as `decide` takes them.
     """
     rules = config.evaluation.verdict
     rival = best_on_validation(one for one in policies.values() if one.family == "model_free")
@@ -192,23 +194,28 @@ def _deflated(config: DetentConfig, challenger: Walked, bars_per_year: int) -> D
     if trials is None or (trials > 1 and len(ratios) == 1):
         return None
     middle = np.unravel_index(np.argsort(ratios, axis=None)[ratios.size // 2], ratios.shape)
-    spread = float(ratios.mean(axis=1).std(ddof=1)) if len(ratios) > 1 else 0.0
+    # Between runs on one and the same path, as the ratio that is deflated is one of a single path.
+    spread = float(np.sqrt(ratios.var(axis=0, ddof=1).mean())) if len(ratios) > 1 else 0.0
+    picked = challenger.returns[middle].astype(np.float64)
+    if not picked.any():  # an account that stays flat has no ratio to deflate
+        return None
     try:
-        return deflated_sharpe(challenger.returns[middle].astype(np.float64), trials, spread, bars_per_year)
-    except ValueError:  # a policy that stays flat has no ratio to deflate
+        return deflated_sharpe(picked, trials, spread, bars_per_year)
+    except NotDecidable:
         return None
 
 
-def _checks(altered: Mapping[tuple[str, str], NDArray[np.float64]], oracle: float) -> list[Check]:
+def _checks(altered: Mapping[tuple[str, str], NDArray[np.float64]], oracle: NDArray[np.float64]) -> list[Check]:
+    # Ratios [P] of each learner and of the oracle, on the same paths.
+    unheard = [float(ratios.mean()) for (variant, _), ratios in altered.items() if variant == "no_signal"]
     checks = []
     for (variant, name), ratios in sorted(altered.items()):
         if variant == "leak":
-            threshold, said = LEAK_FACTOR * oracle, f"{LEAK_FACTOR:g} x oracle"
-            passed = ratios.mean() >= threshold
-        elif variant == "shuffled" and ("no_signal", name) in altered:
-            # Both walked the same paths; two trained networks differ by more than the paths alone would say.
-            without = float(altered["no_signal", name].mean())
-            threshold, said = without + SHUFFLED_MARGIN, f"without signal + {SHUFFLED_MARGIN:g}"
+            threshold, said = LEAK_FACTOR * float(oracle[: len(ratios)].mean()), f"{LEAK_FACTOR:g} x oracle"
+            passed = ratios.mean() >= threshold > 0.0
+        elif variant == "shuffled" and unheard:
+            # A learner that failed without signals would be a yardstick that any luck exceeds.
+            threshold, said = max(unheard) + SHUFFLED_MARGIN, f"best without signal + {SHUFFLED_MARGIN:g}"
             passed = ratios.mean() <= threshold
         else:
             continue

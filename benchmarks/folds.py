@@ -129,7 +129,7 @@ def run_folds(
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     for stray in root.glob(f"{TEMP_PREFIX}*"):
-        shutil.rmtree(stray)
+        _remove(stray)
 
     results: dict[str, FoldResult] = {}
     failures: dict[str, str] = {}
@@ -260,13 +260,18 @@ def _unpack(files: _Files, task: FoldTask, *, resumed: bool) -> FoldResult:
 
 
 def _store(folder: Path, files: _Files) -> None:
-    if folder.is_dir():  # a damaged result is kept until there is a better one
-        shutil.rmtree(folder)
-    elif folder.exists():
-        folder.unlink()
+    if folder.exists():  # a damaged result is kept until there is a better one
+        _remove(folder)
     with atomic_directory(folder) as temp:
         (temp / ARRAYS_NAME).write_bytes(files.arrays)
         (temp / RECORD_NAME).write_bytes(files.record)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _stored(folder: Path, task: FoldTask) -> FoldResult | None:
@@ -275,7 +280,7 @@ def _stored(folder: Path, task: FoldTask) -> FoldResult | None:
     try:
         files = _Files((folder / ARRAYS_NAME).read_bytes(), (folder / RECORD_NAME).read_bytes())
         return _unpack(files, task, resumed=True)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{folder}: damaged, computing {task.label!r} again: {error}", RuntimeWarning, stacklevel=3)
         return None
 

@@ -138,6 +138,13 @@ def the_claim(main: SizeFindings, config: DetentConfig) -> Section:
             f"Interval: {claim.gain.method}; cross-check: {claim.sharpe.hac.method}, "
             f"{claim.sharpe.hac.low:+.3f} to {claim.sharpe.hac.high:+.3f}."
         )
+        gains = ", ".join(f"{gain:+.3f}" for gain in claim.sharpe.by_seed)
+        if claim.sharpe.seeds > 1:
+            unseen = 1.0 - 0.05 ** (1.0 / claim.sharpe.seeds)
+            text.append(
+                f"Gain of each training run: {gains}. The interval supposes roughly normal training luck: a failure "
+                f"that hits up to {unseen:.0%} of the runs may go unseen in {claim.sharpe.seeds}."
+            )
         picture = difference_distribution(
             claim.sharpe.samples, claim.gain, {"no difference": 0.0, "asked for": rules.min_sharpe_gain}
         )
@@ -159,7 +166,8 @@ def the_claim(main: SizeFindings, config: DetentConfig) -> Section:
         text.append(
             f"Kill switch: {claim.challenger} on {events[0]} of {killed.difference.paths} {unit}s, {claim.baseline} on "
             f"{events[1]}; for these {killed.seeds} training runs on new markets the rate of {claim.challenger} is at "
-            f"most {killed.rate_a_bound:.1%} at {rules.confidence:.0%}; exact paired test p = {killed.p_value:.3f}."
+            f"most {killed.rate_a_bound:.1%} at {rules.confidence:.0%}; exact paired test over "
+            f"runs p = {killed.p_value:.3f}."
         )
     deflated = main.deflated
     if deflated is not None:
@@ -188,7 +196,10 @@ def _power(main: SizeFindings, power: float) -> Table:
         f"Samples that show a true gain with {power:.0%} probability; a dash where more of that alone is never enough"
     )
     if sharpe is not None and sharpe.seeds == 1:
-        note += ", and under seeds where it is unknown: one training run does not say how runs differ"
+        note += (
+            ", and under seeds where it is unknown. One training run does not say how runs differ: chance, paths and "
+            "years leave that out, and no number of paths is GO"
+        )
     rows = tuple(tuple(getattr(row, name) for name in columns) for row in main.claim.power)
     return Table("Power", tuple(columns.values()), rows, f"{note}.")
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,17 +60,21 @@ SOURCES = (
     *(f"{package}/**/*.py" for package in ("masking", "data", "envs", "world_model", "planner", "mbpo")),
     *(f"evaluation/{name}.py" for name in ("backtest", "policy", "metrics", "rules", "forecast", "oracle", "belief")),
     "evaluation/leak.py",
+    *(f"configs/{name}.py" for name in ("schema", "section", "evaluation")),
     "benchmarks/contenders.py",
     "benchmarks/suite.py",
 )
 """Source files that decide what a cell computes."""
+LIBRARIES = ("numpy", "torch", "stable-baselines3", "sb3-contrib", "arch")
+"""Whose versions do so, too."""
 
 
 def source_hash(*more: str) -> str:
-    """SHA-256 over `SOURCES` and `more`: a stored cell is that of the code in force, or computed again."""
+    """SHA-256 over `SOURCES`, `more` and `LIBRARIES`: a stored cell is that of the code in force, or computed again."""
     root = Path(__file__).resolve().parent.parent
     files = sorted({path for pattern in (*SOURCES, *more) for path in root.glob(pattern)})
-    return sha256_bytes(canonical_json([[str(path.relative_to(root)), sha256_file(path)] for path in files]).encode())
+    code = [[str(path.relative_to(root)), sha256_file(path)] for path in files]
+    return sha256_bytes(canonical_json([code, {name: version(name) for name in LIBRARIES}]).encode())
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def suite_tasks(config: DetentConfig) -> list[FoldTask]:
     evaluation = config.evaluation.model_dump(mode="json")
     sizes = {name: value for name, value in evaluation["suite"].items() if name not in NOT_IN_CELLS}
     markets = {"market": evaluation["market"], "garch": evaluation["garch"], "suite": sizes}
-    version = source_hash()
+    code = source_hash()
     return [
         FoldTask(
             cell.label,
@@ -124,7 +129,7 @@ def suite_tasks(config: DetentConfig) -> list[FoldTask]:
                 "cell": asdict(cell),
                 "stressed": _is_stressed(config, cell),
                 "settings": {**common, **markets, **settings_of(config, cell.learner)},
-                "version": version,
+                "version": code,
             },
             (config, cell),
         )
@@ -173,7 +178,8 @@ def judge(
     """Walk a policy over the test markets.
 
     Returns: `returns` [P, n] float32 simple return per bar; each metric of `metrics_by_path` [P]; `decision_ms` [k]
-        of decisions for one row; of the first market `position` [n + 1], `actions` [n], `rule_states` [n, F];
+        processor time of decisions for one row; of the first market `position` [n + 1], `actions` [n], `rule_states`
+        [n, F];
         `invalid_actions` [1]; the policy's evidence.
     """
     panel = panel if fitted.max_paths is None else panel.first_paths(fitted.max_paths)
@@ -196,7 +202,8 @@ def judge(
 def time_decisions(dynamics: TradingDynamics, panel: FeaturePanel, fitted: Fitted, count: int) -> NDArray[np.float64]:
     """Milliseconds of single decisions along the first market, [k] with k at most its bars.
 
-    A policy that reads the disagreement of a model has to wait for it, so it is computed within the time, too.
+    Processor time of the whole process: other tasks compute at the same time, and waiting for them is none of the
+    policy's. A policy that reads the disagreement of a model needs it first, so it is computed within the time, too.
     """
     count = min(count, len(panel.timestamps) - 1)
     short = FeaturePanel(panel.timestamps[: count + 1], panel.fields, panel.values[:1, : count + 1])
@@ -213,11 +220,11 @@ class _Stopwatch:
         self.milliseconds: list[float] = []
 
     def act(self, state: NDArray[np.float32], action_masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-        started = time.perf_counter()
+        started = time.process_time()
         if self._disagreement is not None:
             self._disagreement(state[:, : self._num_features])
         actions = self._policy.act(state, action_masks)
-        self.milliseconds.append((time.perf_counter() - started) * 1e3)
+        self.milliseconds.append((time.process_time() - started) * 1e3)
         return actions
 
 

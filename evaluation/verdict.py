@@ -110,7 +110,7 @@ def decide(
     latency_ms: float | NotDecidable | None,
     invalid_actions: int,
     exposures: tuple[float, float],
-    failed_checks: tuple[str, ...],
+    failed_checks: tuple[str, ...] | None,
     config: VerdictConfig,
     unit: str = "path",
 ) -> Verdict:
@@ -130,7 +130,8 @@ def decide(
         latency_ms: upper bound on the 99th percentile of a decision; None if it was not measured.
         invalid_actions: forbidden actions of the challenger, over all runs.
         exposures: mean |position| of the challenger and of the baseline, multiples of equity.
-        failed_checks: what the instrument failed, in words: a measurement by it forbids GO, but condemns nobody.
+        failed_checks: what the instrument failed, in words: a measurement by it forbids GO, but condemns nobody; None
+            if a suite made no check at all.
         unit: what drawdowns and kill switches were counted on, "path" or "fold".
     Raises: ValueError where a measurement was made at another level or margin than registered.
     """
@@ -148,7 +149,7 @@ def decide(
         _latency(latency_ms, config.latency_budget_ms),
         Criterion(
             name="valid_actions",
-            passed=invalid_actions == 0,
+            passed=bool(invalid_actions == 0),
             observed=invalid_actions,
             threshold=0,
             reason=f"{invalid_actions} forbidden actions chosen, allowed 0",
@@ -159,7 +160,7 @@ def decide(
     instrument = _instrument(failed_checks)
     asked = (point, above_zero, exposure, *safety, instrument)
     violated = [criterion for criterion in safety if criterion.passed is False]
-    if violated or (point.passed is False and not above_zero.passed):
+    if violated or (point.passed is False and above_zero.passed is False):
         decision, against = Decision.NO_GO, violated or [point, above_zero]
         next_step = f"Keep {baseline}: {'; '.join(dict.fromkeys(c.reason for c in against))}."
     elif all(criterion.passed for criterion in asked):
@@ -185,7 +186,7 @@ def _sharpe_criteria(sharpe: SharpeDifference | NotDecidable, config: VerdictCon
     bound = f"lower end of the {_percent(interval.level)} interval {interval.low:.3f}"
     point = Criterion(
         name=names[0],
-        passed=interval.estimate >= wanted,
+        passed=bool(interval.estimate >= wanted),
         observed=interval.estimate,
         threshold=wanted,
         reason=f"annual Sharpe gain {interval.estimate:.3f}, asked for at least {wanted:.2f}",
@@ -201,13 +202,13 @@ def _sharpe_criteria(sharpe: SharpeDifference | NotDecidable, config: VerdictCon
         )
     above_zero = Criterion(
         name=names[1],
-        passed=interval.low > 0.0,
+        passed=bool(interval.low > 0.0),
         observed=interval.low,
         threshold=0.0,
         reason=f"{bound}, asked for more than 0 (HAC cross-check {sharpe.hac.low:.3f})",
         settled_by=_settles_bound(sharpe, config),
     )
-    is_full = interval.low >= wanted
+    is_full = bool(interval.low >= wanted)
     full = Criterion(
         name=names[2],
         passed=is_full,
@@ -240,6 +241,8 @@ def _settles_bound(sharpe: SharpeDifference, config: VerdictConfig) -> str:
 
 # How large a sample shows a gain, in words.
 def _sample(sharpe: SharpeDifference, gain: float, config: VerdictConfig) -> str:
+    if sharpe.seeds == 1:
+        return "more seeds: one training run says nothing of others"
     paths = paths_needed(sharpe, gain, power=config.power)
     seeds = seeds_needed(sharpe, gain, power=config.power)
     ways = []
@@ -282,7 +285,7 @@ def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin
 def _exposure(challenger: float, baseline: float, config: VerdictConfig) -> Criterion:
     # A Sharpe ratio does not know how little was at stake, and a drawdown next to nothing is small by itself.
     least = float(np.maximum(config.min_exposure, config.min_exposure_share * baseline))  # NaN stays, and never passes
-    passed = challenger >= least
+    passed = bool(challenger >= least)
     return Criterion(
         name="exposure",
         passed=passed,
@@ -293,7 +296,16 @@ def _exposure(challenger: float, baseline: float, config: VerdictConfig) -> Crit
     )
 
 
-def _instrument(failed: tuple[str, ...]) -> Criterion:
+def _instrument(failed: tuple[str, ...] | None) -> Criterion:
+    if failed is None:
+        return Criterion(
+            name="instrument",
+            passed=None,
+            observed=math.nan,
+            threshold=0,
+            reason="the suite made no check of the instrument",
+            settled_by="name learners in evaluation.suite.check_learners",
+        )
     passed = not failed
     named = "; ".join(failed)
     return Criterion(
@@ -320,7 +332,7 @@ def _latency(bound: float | NotDecidable | None, budget: float) -> Criterion:
             settled_by="measure the decision time",
         )
     reason = f"upper bound on the 99th percentile of a decision {bound:.2f} ms, budget {budget:g} ms"
-    return Criterion(name="latency", passed=bound <= budget, observed=bound, threshold=budget, reason=reason)
+    return Criterion(name="latency", passed=bool(bound <= budget), observed=bound, threshold=budget, reason=reason)
 
 
 def _undecided(name: str, what: str, threshold: float, why: NotDecidable) -> Criterion:

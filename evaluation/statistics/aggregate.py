@@ -15,6 +15,7 @@ from scipy import stats
 
 from evaluation.statistics.crossed import Floats, crossed_mean, finite, seeds_said
 from evaluation.statistics.interval import Interval, NotDecidable, t_interval
+from evaluation.statistics.sharpe import SAME
 
 BATCH = 1_000_000
 """Resampled scores held in memory at once."""
@@ -52,7 +53,10 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike, *, level: float) -> I
         raise ValueError(
             f"a, b: expected the same [S, P], or one seed on a side, was {list(first.shape)} and {list(second.shape)}"
         )
-    wins = (np.sign(first - second) + 1.0) / 2.0
+    gap = first - second
+    # The same policy at another leverage differs by rounding alone, which is a tie.
+    rounding = SAME * max(float(np.abs(first).max()), float(np.abs(second).max()))
+    wins = (np.sign(np.where(np.abs(gap) <= rounding, 0.0, gap)) + 1.0) / 2.0
     # Nothing of the resampling but its closed form is used.
     interval = crossed_mean(wins, level=level, resamples=1, seed=0).interval
     if np.ptp(wins) == 0.0 and wins.flat[0] != 0.5:

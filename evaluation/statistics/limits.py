@@ -18,6 +18,9 @@ from scipy import optimize, special, stats
 from evaluation.statistics.crossed import crossed_mean, finite, seed_margin
 from evaluation.statistics.interval import Interval, NotDecidable, t_interval
 
+FEW_PATHS = 30
+"""Below this, drawdowns that all differ by the same may be chance, and are no certainty."""
+
 MOST_PATHS = 1_000_000
 """More than anybody will walk: a sample that does not decide at this size never does."""
 
@@ -53,11 +56,16 @@ def drawdown_non_inferiority(a: ArrayLike, b: ArrayLike, *, margin: float, level
 
     Args: a, b: maximum drawdown [S, P], fractions; either may have S = 1 and is paired with every seed of the other;
         margin: largest excess that still counts as not worse; level: two-sided.
-    Raises: ValueError on shape, NaN or a negative margin; NotDecidable on one path.
+    Raises: ValueError on shape, NaN or a negative margin; NotDecidable on one path, and where fewer than 30 all differ
+        by the same, which says nothing of how they scatter.
     """
     margin = _margin(margin)
     first, second = _paired(_drawdowns("a", a), _drawdowns("b", b))
     difference = first - second
+    walked_paths = difference.shape[1]
+    if np.ptp(difference) == 0.0 and walked_paths < FEW_PATHS:
+        missing = FEW_PATHS - walked_paths
+        raise NotDecidable(missing, "paths", f"the drawdowns of all {walked_paths} paths differ by the same")
     interval = crossed_mean(difference, level=level, resamples=1, seed=0).interval
     paths, of_path = difference.shape[1], float(difference.mean(axis=0).var(ddof=1))
     of_seeds = seed_margin(difference.mean(axis=1))
@@ -83,7 +91,7 @@ class KillSwitchTest:
     paths_with_events: tuple[int, int]
     """Paths on which any seed of `a`, and of `b`, was killed."""
     p_value: float
-    """Exact and one-sided: small where `a` is killed more often than `b`."""
+    """Exact and one-sided: small where some run of `a` is killed more often than its pair of `b`."""
     seeds: int
 
     @property
@@ -101,7 +109,9 @@ def kill_switch_difference(killed_a: ArrayLike, killed_b: ArrayLike, *, margin: 
     path are dependent, and the bounds are Hoeffding's (1963, theorem 1), which ask for independent paths only and equal
     Clopper and Pearson's where there is no event. They speak of these S trained policies on new paths.
 
-    The p-value is the sign test over paths on which the policies differ: McNemar's exact test when S = 1.
+    The p-value is McNemar's exact test, run by run on paths that only one of the two survives: the smallest of the S,
+    times S (Bonferroni), because runs share their paths. Shares per path have no such test: one policy may be killed
+    seldom in all its runs and the other often in one, at equal rates.
 
     Args: killed_a, killed_b: bool [S, P]; either may have S = 1; margin: largest excess of the rate that still counts
         as not higher; level: two-sided.
@@ -127,15 +137,14 @@ def kill_switch_difference(killed_a: ArrayLike, killed_b: ArrayLike, *, margin: 
         level=level,
         method=f"exact {'Clopper-Pearson' if S == 1 else 'Hoeffding'} bounds of discordant runs, {P} paths, {S} seeds",
     )
-    more, fewer = int((only_a > only_b).sum()), int((only_a < only_b).sum())
-    p_value = stats.binomtest(more, more + fewer, alternative="greater").pvalue if more + fewer else 1.0
+    smallest = min(map(_mcnemar, (a & ~b).sum(axis=1), (b & ~a).sum(axis=1)))
     return KillSwitchTest(
         difference=NonInferiority(interval, margin, P, _paths_needed(high, margin)),
         rate_a=float(a.mean()),
         rate_b=float(b.mean()),
         rate_a_bound=above(float(a.mean()), P, 1.0 - level),
         paths_with_events=(int(a.any(axis=0).sum()), int(b.any(axis=0).sum())),
-        p_value=float(p_value),
+        p_value=min(1.0, S * smallest),
         seeds=S,
     )
 
@@ -162,6 +171,11 @@ def quantile_upper_bound(samples: ArrayLike, q: float = 0.99, *, level: float) -
         enough = math.ceil(math.log(1.0 - level) / math.log(q))
         raise NotDecidable(enough - n, "samples", f"a bound on quantile {q:g} at {level:g} takes {enough}, was {n}")
     return float(np.partition(values, rank - 1)[rank - 1])
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    events = int(only_a + only_b)
+    return float(stats.binomtest(int(only_a), events, alternative="greater").pvalue) if events else 1.0
 
 
 # Upper bound of a rate at one-sided error `tail`, from its estimate over so many paths.

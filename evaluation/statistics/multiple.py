@@ -21,6 +21,9 @@ from evaluation.statistics.influence import block_length, hac_variance, influenc
 from evaluation.statistics.interval import NotDecidable
 from evaluation.statistics.sharpe import MIN_BARS, SAME, sharpe_by_path
 
+MOST_BARS = 5_000
+"""Longer series are averaged over neighbouring bars first: arch's StepM takes time of the square of their number."""
+
 
 @dataclass(frozen=True)
 class DeflatedSharpe:
@@ -141,7 +144,9 @@ def superior_policies(
     if not candidates:
         raise ValueError("candidates: expected at least one policy, was none")
     base = _returns("benchmark", benchmark)
-    n, of_base = base.shape[-1], _contributions("benchmark", base)
+    group = math.ceil(base.shape[-1] / MOST_BARS)
+    of_base = _contributions("benchmark", base, group)
+    n = len(of_base)
     gains = {}
     for name, returns in candidates.items():
         what = f"candidates[{name!r}]"
@@ -151,13 +156,14 @@ def superior_policies(
                 f"{what}: expected the [P, n] = {list(base.shape[1:])} of the benchmark, was {list(one.shape[1:])}; "
                 "policies are compared on identical bars"
             )
-        gain = _contributions(what, one) - of_base
+        gain = _contributions(what, one, group) - of_base
         if np.abs(gain).max() > SAME * np.abs(of_base).max():  # else the benchmark itself, at whatever leverage
             gains[name] = gain
     answer = partial(SuperiorPolicies, tested=tuple(candidates), level=level, resamples=resamples)
     if not gains:
         return answer(p_value=1.0, superior=(), block=math.nan)
-    length = max(block_length(gain - gain.mean(), block) for gain in gains.values())
+    blocks = None if block is None else max(1.0, block / group)
+    length = max(block_length(gain - gain.mean(), blocks) for gain in gains.values())
     losses = [-gain / math.sqrt(hac_variance(gain - gain.mean()) * n) for gain in gains.values()]
     step = StepM(
         np.zeros(n),  # losses of the benchmark, from which the gains are counted
@@ -173,7 +179,7 @@ def superior_policies(
     return answer(
         p_value=float(step.spa.pvalues["consistent"]),
         superior=tuple(names[index] for index in sorted(step.superior_models)),
-        block=length,
+        block=length * group,
     )
 
 
@@ -185,10 +191,11 @@ def _returns(name: str, returns: ArrayLike) -> Floats:
     return values
 
 
-# What each bar [n] adds to the Sharpe ratio per bar, averaged over seeds and paths; the mean over bars is the ratio.
-def _contributions(name: str, returns: Floats) -> Floats:
+# What each bar adds to the Sharpe ratio per bar, averaged over seeds and paths, and over `group` neighbouring bars:
+# [n // group], whose mean is the ratio. Up to group - 1 of the oldest bars are left out.
+def _contributions(name: str, returns: Floats, group: int) -> Floats:
     ratios = sharpe_by_path(returns, 1.0)
     if np.isnan(ratios).any():
         raise ValueError(f"{name}: expected returns that vary, was the same nonzero return on every bar")
     contributions: Floats = (ratios[..., None] + influence(returns)).mean(axis=(0, 1))
-    return contributions
+    return contributions[len(contributions) % group :].reshape(-1, group).mean(axis=1)

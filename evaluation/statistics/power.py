@@ -33,7 +33,7 @@ class PowerRow:
     threshold: float
     """What the lower bound must exceed."""
     chance: float
-    """Probability that a sample of the present size shows it."""
+    """Probability that a sample of the present size shows it; with one seed the spread between seeds is left out."""
     paths: int | None
     """Paths of the present length needed with the present seeds; None if no number is enough, because the spread
     between seeds alone is too large or the gain does not exceed the threshold."""
