@@ -33,6 +33,20 @@ LABELS = {
 """What each registered question is called where people read it."""
 
 
+MEASURES = {
+    "sharpe_point": ("estimate", "+.3f", "per year"),
+    "sharpe_above_zero": ("lower end of the gain", "+.3f", "per year"),
+    "sharpe_full_margin": ("lower end of the gain", "+.3f", "per year"),
+    "exposure": ("mean exposure", ".3f", "of equity"),
+    "drawdown": ("upper end of the difference", "+.1%", ""),
+    "kill_switch": ("upper end of the difference", "+.1%", ""),
+    "latency": ("upper bound on p99", ".2f", "ms"),
+    "valid_actions": ("chosen", ".0f", ""),
+    "instrument": ("failed checks", ".0f", ""),
+}
+"""Of each question: what is held against its threshold, in which Python format and unit people read both."""
+
+
 class Decision(StrEnum):
     """What to do with the challenger."""
 
@@ -61,12 +75,29 @@ class Criterion:
         """The question as people read it."""
         return LABELS.get(self.name, self.name)
 
+    @property
+    def measure(self) -> str:
+        """What `observed` is, in words."""
+        return MEASURES[self.name][0]
+
+    @property
+    def format(self) -> str:
+        """Python format in which people read `observed` and `threshold`."""
+        return MEASURES[self.name][1]
+
+    @property
+    def unit(self) -> str:
+        """Of both, where the format does not say it."""
+        return MEASURES[self.name][2]
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary; NaN and infinity become None, because JSON has neither."""
         numbers = {"observed": self.observed, "threshold": self.threshold}
         return {
             **asdict(self),
             "label": self.label,
+            "measure": self.measure,
+            "unit": self.unit or ("share" if self.format.endswith("%") else ""),
             **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         }
 
@@ -157,12 +188,14 @@ def decide(
     )
     point, above_zero, full = gain
     exposure = _exposure(*exposures, config)
-    instrument = _instrument(failed_checks)
-    asked = (point, above_zero, exposure, *safety, instrument)
+    # A walk-forward, which counts folds, has no truth to check an instrument against.
+    instrument = () if unit == "fold" else (_instrument(failed_checks),)
+    asked = (point, above_zero, exposure, *safety, *instrument)
     violated = [criterion for criterion in safety if criterion.passed is False]
     if violated or (point.passed is False and above_zero.passed is False):
         decision, against = Decision.NO_GO, violated or [point, above_zero]
         next_step = f"Keep {baseline}: {'; '.join(dict.fromkeys(c.reason for c in against))}."
+        next_step += "".join(f" {_capital(one.settled_by)}." for one in instrument if one.passed is False)
     elif all(criterion.passed for criterion in asked):
         decision = Decision.GO
         next_step = f"Switch to {challenger}; {full.reason}."
@@ -170,7 +203,7 @@ def decide(
         decision = Decision.CONDITIONAL
         steps = dict.fromkeys(c.settled_by or c.reason for c in asked if not c.passed)
         next_step = f"Keep {baseline} for now. {' '.join(f'{_capital(step)}.' for step in steps)}"
-    criteria = (*gain, exposure, *safety, instrument)
+    criteria = (*gain, exposure, *safety, *instrument)
     return Verdict(decision, criteria, _headline(decision, challenger, baseline, sharpe), next_step)
 
 
@@ -221,7 +254,7 @@ def _sharpe_criteria(sharpe: SharpeDifference | NotDecidable, config: VerdictCon
 
 def _settles_point(sharpe: SharpeDifference, config: VerdictConfig) -> str:
     interval, wanted = sharpe.interval, config.min_sharpe_gain
-    if not interval.estimate < wanted:
+    if not 0.0 < interval.estimate < wanted:
         return ""
     smaller = f"the gain of {interval.estimate:.3f} is less than the {wanted:.2f} asked for: say whether it is enough"
     if interval.high < wanted:
@@ -249,7 +282,7 @@ def _sample(sharpe: SharpeDifference, gain: float, config: VerdictConfig) -> str
     if paths is not None and sharpe.paths > 1:
         ways.append(f"{max(paths - sharpe.paths, 1)} more paths")
     elif paths is not None:
-        ways.append(f"{max(paths - 1, 1) * sharpe.bars} more bars")
+        ways.append(f"{max(paths - 1, 1) * sharpe.bars:,} more bars, {max(paths - 1, 1)} times this series")
     if seeds is not None:
         ways.append(f"{max(seeds - sharpe.seeds, 1)} more seeds")
     size = " or ".join(ways) or "more seeds and more paths together, neither alone is enough"
@@ -270,7 +303,8 @@ def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin
     elif passed is None and test.paths_needed is None:
         settled_by = f"no number of {unit}s shows that the {what} keeps the margin; train more seeds"
     elif passed is None and test.paths_needed is not None:
-        settled_by = f"{max(test.paths_needed - test.paths, 1)} more {unit}s decide the {what} if its difference stays"
+        more = max(test.paths_needed - test.paths, 1)
+        settled_by = f"{more:,} more {unit}s decide the {what} if its difference stays"
     return Criterion(
         name=name,
         passed=passed,
@@ -313,7 +347,7 @@ def _instrument(failed: tuple[str, ...] | None) -> Criterion:
         passed=passed,
         observed=len(failed),
         threshold=0,
-        reason="no failed check (a walk-forward has none of its own)" if passed else f"failed: {named}",
+        reason="no failed check" if passed else f"failed: {named}",
         settled_by="" if passed else f"find out why the instrument failed before believing what it measured: {named}",
     )
 

@@ -62,12 +62,11 @@ def drawdown_non_inferiority(a: ArrayLike, b: ArrayLike, *, margin: float, level
     margin = _margin(margin)
     first, second = _paired(_drawdowns("a", a), _drawdowns("b", b))
     difference = first - second
-    walked_paths = difference.shape[1]
-    if np.ptp(difference) == 0.0 and walked_paths < FEW_PATHS:
-        missing = FEW_PATHS - walked_paths
-        raise NotDecidable(missing, "paths", f"the drawdowns of all {walked_paths} paths differ by the same")
+    paths = difference.shape[1]
+    if np.ptp(difference) == 0.0 and 1 < paths < FEW_PATHS:
+        raise NotDecidable(FEW_PATHS - paths, "paths", f"the drawdowns of all {paths} paths differ by the same")
     interval = crossed_mean(difference, level=level, resamples=1, seed=0).interval
-    paths, of_path = difference.shape[1], float(difference.mean(axis=0).var(ddof=1))
+    of_path = float(difference.mean(axis=0).var(ddof=1))
     of_seeds = seed_margin(difference.mean(axis=1))
 
     def high(walked: int) -> float:

@@ -198,4 +198,5 @@ def _contributions(name: str, returns: Floats, group: int) -> Floats:
     if np.isnan(ratios).any():
         raise ValueError(f"{name}: expected returns that vary, was the same nonzero return on every bar")
     contributions: Floats = (ratios[..., None] + influence(returns)).mean(axis=(0, 1))
-    return contributions[len(contributions) % group :].reshape(-1, group).mean(axis=1)
+    coarse: Floats = contributions[len(contributions) % group :].reshape(-1, group).mean(axis=1)
+    return coarse

@@ -141,6 +141,26 @@ def test_discordant_paths_are_bounded_by_clopper_and_pearson():
     assert (test.holds, test.difference.violated) == (False, False)
 
 
+def test_equal_rates_are_equal_however_the_kills_are_spread_over_seeds():
+    """a dies in one run of five on 20 % of the paths, b in all five on 4 %: both rates are 4 %."""
+    a, b = np.zeros((5, 100), dtype=bool), np.zeros((5, 100), dtype=bool)
+    a[np.arange(20) % 5, np.arange(20)] = True
+    b[:, 96:] = True
+    test = kill_switch_difference(a, b, margin=0.02, level=0.95)
+    assert (test.rate_a, test.rate_b) == (0.04, 0.04)
+    assert test.p_value == 1.0
+    # The first run is killed alone on four paths of a, on none of b; the smallest of five counts five times.
+    b[0] = False
+    assert kill_switch_difference(a, b, margin=0.02, level=0.95).p_value == pytest.approx(5 * 0.5**4)
+
+
+def test_drawdowns_that_all_differ_by_the_same_are_no_certainty_on_few_paths():
+    few, many = np.full((2, 29), 0.1), np.full((2, 30), 0.1)
+    with pytest.raises(NotDecidable, match="needs 1 more paths: the drawdowns of all 29 paths differ by the same"):
+        drawdown_non_inferiority(few, few, margin=0.02, level=0.95)
+    assert drawdown_non_inferiority(many, many, margin=0.02, level=0.95).holds
+
+
 def test_several_seeds_are_bounded_by_hoeffding():
     rng = np.random.default_rng(3)
     a, b = rng.random((4, 200)) < 0.06, rng.random((4, 200)) < 0.02

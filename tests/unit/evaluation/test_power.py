@@ -19,7 +19,7 @@ def observed(components: VarianceComponents, **changes: Any) -> SharpeDifference
     """A comparison whose spread is known; its estimate plays no part."""
     interval = Interval(0.0, -1.0, 1.0, level=0.95, method="known")
     sizes = {"seeds": 5, "paths": 20, "bars": TEN_YEARS, "block": math.nan} | changes
-    return SharpeDifference(interval, interval, np.zeros(1), components, correlation=0.9, **sizes)
+    return SharpeDifference(interval, interval, np.zeros(1), components, correlation=0.9, by_seed=np.zeros(1), **sizes)
 
 
 def test_many_paths_follow_the_textbook_formula():

@@ -12,7 +12,7 @@ from evaluation.statistics.crossed import VarianceComponents
 from evaluation.statistics.interval import Interval, NotDecidable
 from evaluation.statistics.limits import NonInferiority, drawdown_non_inferiority, kill_switch_difference
 from evaluation.statistics.sharpe import SharpeDifference, sharpe_difference
-from evaluation.verdict import LABELS, Decision, Verdict, decide
+from evaluation.verdict import LABELS, MEASURES, Decision, Verdict, decide
 
 CONFIG = VerdictConfig()
 """Gain 0.10, margins 0.02, 50 ms, 95 %."""
@@ -23,7 +23,7 @@ def gain(estimate: float, low: float, high: float | None = None, **changes: Any)
     high = 2 * estimate - low if high is None else high
     interval = Interval(estimate, low, high, level=0.95, method="given")
     sizes = {"seeds": 5, "paths": 100, "bars": 2520, "block": math.nan, "components": STEADY} | changes
-    return SharpeDifference(interval, interval, np.zeros(1), correlation=0.9, **sizes)
+    return SharpeDifference(interval, interval, np.zeros(1), correlation=0.9, by_seed=np.zeros(1), **sizes)
 
 
 def loss(estimate: float, high: float, needed: int | None = 150) -> NonInferiority:
@@ -69,7 +69,7 @@ KILLS = {
         ({"sharpe": gain(-0.2, -0.3)}, Decision.NO_GO),
         ({"sharpe": NotDecidable(12, "bars", "too short")}, Decision.CONDITIONAL),
         ({"sharpe": gain(0.18, 0.12, seeds=1)}, Decision.CONDITIONAL),
-        ({"sharpe": gain(0.08, 0.03, seeds=1)}, Decision.NO_GO),
+        ({"sharpe": gain(0.08, 0.03, seeds=1)}, Decision.CONDITIONAL),
         ({"drawdown": loss(0.01, 0.03)}, Decision.CONDITIONAL),
         ({"drawdown": loss(0.01, 0.03, needed=None)}, Decision.CONDITIONAL),
         ({"drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
@@ -84,12 +84,18 @@ KILLS = {
         ({"latency_ms": None}, Decision.CONDITIONAL),
         ({"latency_ms": NotDecidable(9, "samples", "few")}, Decision.CONDITIONAL),
         ({"invalid_actions": 1}, Decision.NO_GO),
+        # Measurements come from NumPy, whose False is not False.
+        ({"invalid_actions": np.int64(1)}, Decision.NO_GO),
+        ({"latency_ms": np.float64(50.1)}, Decision.NO_GO),
+        ({"exposures": (np.float64(0.049), np.float64(0.1))}, Decision.CONDITIONAL),
         ({"exposures": (0.05, 0.2)}, Decision.GO),
         ({"exposures": (0.049, 0.1)}, Decision.CONDITIONAL),
         ({"exposures": (0.2, 0.81)}, Decision.CONDITIONAL),
         ({"exposures": (math.nan, 0.1)}, Decision.CONDITIONAL),
         ({"exposures": (0.4, math.nan)}, Decision.CONDITIONAL),
         ({"failed_checks": ("ridge learnt nothing",)}, Decision.CONDITIONAL),
+        ({"failed_checks": None}, Decision.CONDITIONAL),
+        ({"failed_checks": None, "unit": "fold"}, Decision.GO),
         ({"failed_checks": ("ridge learnt nothing",), "drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
         # What is open does not save what is violated, and safety alone earns nothing.
         ({"latency_ms": None, "drawdown": loss(0.03, 0.04)}, Decision.NO_GO),
@@ -176,6 +182,10 @@ def test_a_conditional_says_what_would_settle_it():
     assert "less than the 0.10 asked for: say whether it is enough; that it is smaller is established" in smaller
     near = verdict(sharpe=gain(0.08, 0.02)).next_step
     assert "or tell it apart from 0.10 with" in near
+    # Nobody asks whether less than nothing is enough.
+    assert verdict(sharpe=gain(-0.05, -0.2)).criterion("sharpe_point").settled_by == ""
+    alone = verdict(sharpe=gain(0.05, -0.02, seeds=1)).next_step
+    assert "with more seeds: one training run says nothing of others" in alone
 
 
 def test_a_walk_forward_counts_folds():
@@ -196,6 +206,15 @@ def test_a_failed_check_is_named_and_forbids_go():
     assert criterion.reason == "failed: ridge learnt nothing; mbpo saw noise"
     assert "before believing what it measured: ridge learnt nothing; mbpo saw noise." in decided.next_step
     assert verdict().criterion("instrument").passed
+    worse = verdict(failed_checks=("mbpo saw noise",), invalid_actions=1)
+    assert worse.next_step.endswith("before believing what it measured: mbpo saw noise.")
+    unchecked = verdict(failed_checks=None)
+    assert (unchecked.criterion("instrument").passed, unchecked.next_step) == (
+        None,
+        "Keep ppo for now. Name learners in evaluation.suite.check_learners.",
+    )
+    with pytest.raises(KeyError):
+        verdict(unit="fold").criterion("instrument")
 
 
 def test_the_sample_named_for_a_wide_interval_shows_the_gain():
@@ -223,7 +242,7 @@ def test_measurements_at_other_thresholds_than_registered_are_refused():
 def test_the_same_record_on_both_sides_is_no_reason_to_switch():
     returns = 0.01 * np.random.default_rng(8).standard_normal((3, 10, 60))
     same = sharpe_difference(returns, returns, 252, level=0.95, resamples=20, seed=0)
-    drawdown = drawdown_non_inferiority(np.full((3, 10), 0.1), np.full((3, 10), 0.1), margin=0.02, level=0.95)
+    drawdown = drawdown_non_inferiority(np.full((3, 30), 0.1), np.full((3, 30), 0.1), margin=0.02, level=0.95)
     decided = verdict(sharpe=same, drawdown=drawdown)
     assert decided.decision == Decision.NO_GO
     assert decided.criterion("drawdown").passed
@@ -247,7 +266,9 @@ def test_json_carries_every_criterion_with_its_reason():
     assert [criterion["label"] for criterion in raw["criteria"]] == list(LABELS.values())
     unknown = json.dumps(verdict(exposures=(0.4, math.nan)).to_dict(), allow_nan=False)
     assert json.loads(unknown)["criteria"][3]["threshold"] is None
-    assert all(criterion["reason"] for criterion in raw["criteria"])
+    assert all(criterion["reason"] and criterion["measure"] for criterion in raw["criteria"])
+    assert [criterion["unit"] for criterion in raw["criteria"]][4:7] == ["share", "share", "ms"]
+    assert list(MEASURES) == list(LABELS)
     latency = raw["criteria"][6]
     assert (latency["passed"], latency["observed"], latency["threshold"]) == (None, None, 50.0)
     with pytest.raises(KeyError):
