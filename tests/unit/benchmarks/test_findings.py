@@ -9,7 +9,7 @@ import pytest
 from suite_worlds import YEAR, made_up_suite, returns, small, walked
 
 from benchmarks.comparison import Walked
-from benchmarks.findings import LEAK_FACTOR, SHUFFLED_MARGIN, Findings, size_findings, suite_findings
+from benchmarks.findings import LEAK_FACTOR, SHUFFLED_MARGIN, Findings, _checks, size_findings, suite_findings
 from benchmarks.suite import plan_suite
 from evaluation.statistics import deflated_sharpe, sharpe_by_path
 
@@ -125,6 +125,36 @@ def test_a_failed_check_forbids_go_at_every_length():
     (failed,) = [check for check in wrong.checks if not check.passed]
     assert failed.failure == f"ridge with tomorrow's return as a feature has Sharpe 0.10, below {failed.threshold:.2f}"
     assert failed.failure in wrong.main.claim.verdict.criterion("instrument").reason
+
+
+def test_learners_are_checked_on_their_own_paths_and_planners_are_not():
+    config = small(*SIZES, "evaluation.suite.check_learners=[ridge, mbpo]")
+    plan = plan_suite(config)
+    made = made_up_suite(plan, altered=ALTERED)
+    checks = suite_findings(config, made, plan).checks
+    assert {(check.variant, check.policy) for check in checks} == {
+        (variant, policy) for variant in ("leak", "shuffled") for policy in ("ridge", "mbpo")
+    }
+    oracle = findings().main.policies["oracle"].metrics["sharpe"]
+    one = {("leak", "ridge"): np.array([20.0, 20.0])}
+    (check,) = _checks(one, oracle[0])
+    assert check.threshold == pytest.approx(LEAK_FACTOR * oracle[0, :2].mean())
+    # An oracle that is worth nothing is no yardstick.
+    assert not _checks(one, np.zeros(6))[0].passed
+
+
+def test_the_best_without_signal_is_the_yardstick_of_all():
+    ratios = {("no_signal", "ridge"): 0.9, ("no_signal", "mbpo"): 0.0, ("shuffled", "mbpo"): 0.95}
+    (check,) = _checks({key: np.full(4, value) for key, value in ratios.items()}, np.ones(4))
+    assert (check.policy, check.passed) == ("mbpo", True)
+    assert check.threshold == pytest.approx(0.9 + SHUFFLED_MARGIN)
+
+
+def test_a_suite_without_checks_is_undecided():
+    config = small(*SIZES, "evaluation.suite.check_learners=[]")
+    plan = plan_suite(config)
+    found = suite_findings(config, made_up_suite(plan), plan)
+    assert found.main.claim.verdict.criterion("instrument").passed is None
 
 
 def test_a_check_without_a_number_does_not_pass():

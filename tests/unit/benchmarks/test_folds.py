@@ -255,6 +255,11 @@ def other_number(path: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 0\n', '"seed": 7\n'))
 
 
+def of_another_format(path: Path) -> None:
+    record = {"label": "fold 0"}
+    path.write_text(json.dumps({"record": record, "sha256": sha256_bytes(canonical_json(record).encode())}))
+
+
 DAMAGE = {
     "a flipped bit in the arrays": ("arrays.npz", flip_a_bit, "arrays.npz: expected the content"),
     "arrays cut short": ("arrays.npz", lambda path: os.truncate(path, 100), "arrays.npz: expected the content"),
@@ -263,6 +268,7 @@ DAMAGE = {
     "a cut record": ("result.json", lambda path: os.truncate(path, 100), "Expecting|Unterminated"),
     "an empty record": ("result.json", lambda path: os.truncate(path, 0), "Expecting value"),
     "a foreign record": ("result.json", lambda path: path.write_text("[1]"), "result.json: expected the content"),
+    "a sealed record of another format": ("result.json", of_another_format, "identity"),
     "no record": ("result.json", Path.unlink, "No such file"),
 }
 
@@ -339,6 +345,7 @@ def test_a_damaged_result_stays_when_its_task_fails(tmp_path: Path) -> None:
 
 def test_what_a_killed_write_left_behind_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / f"{TEMP_PREFIX}123-abc").mkdir()
+    (tmp_path / f"{TEMP_PREFIX}124-abd").touch()
     run_folds(tasks(1, {"log": os.devnull}), logged, tmp_path, engine="serial")
     assert os.listdir(tmp_path) == [tasks(1)[0].key]
 

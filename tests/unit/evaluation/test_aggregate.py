@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.statistics import NotDecidable, interquartile_mean, probability_of_improvement
+from evaluation.statistics import NotDecidable, interquartile_mean, probability_of_improvement, sharpe_by_path
 
 SETTINGS = {"level": 0.95, "resamples": 500, "seed": 1}
 
@@ -72,6 +72,17 @@ def test_exchanging_sides_mirrors_the_probability_and_order_is_all_that_counts()
     there, back = probability_of_improvement(a, b, level=0.95), probability_of_improvement(b, a, level=0.95)
     assert (back.low, back.high) == pytest.approx((1 - there.high, 1 - there.low))
     assert probability_of_improvement(np.exp(a), np.exp(b), level=0.95) == there
+
+
+def test_the_same_policy_at_another_leverage_ties():
+    returns = np.random.default_rng(5).normal(0.0003, 0.01, (2, 30, 200)).astype(np.float32)
+    ratios = sharpe_by_path(returns, 252)
+    levered = sharpe_by_path(np.float32(0.3) * returns, 252)
+    assert (ratios != levered).any()
+    assert probability_of_improvement(levered, ratios, level=0.95).estimate == 0.5
+    # Whatever the scale of the scores.
+    assert probability_of_improvement(1e-9 * ratios, 1e-9 * levered, level=0.95).estimate == 0.5
+    assert probability_of_improvement(2e-9 * np.abs(ratios), 1e-9 * np.abs(ratios), level=0.95).estimate == 1.0
 
 
 def test_a_probability_stays_within_zero_and_one():

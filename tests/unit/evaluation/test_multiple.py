@@ -9,6 +9,7 @@ from evaluation.statistics import (
     NotDecidable,
     deflated_sharpe,
     expected_max_sharpe,
+    multiple,
     probabilistic_sharpe,
     superior_policies,
 )
@@ -154,6 +155,21 @@ def test_training_runs_of_equal_skill_are_not_taken_for_the_ensemble_of_them():
         ensemble += bool(superior_policies(both[0], {"mean": both[1]}, seed=run, **settings).superior)
     assert found / N <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / N)
     assert ensemble / N > 0.5
+
+
+def test_a_long_series_is_averaged_over_neighbouring_bars_and_answers_the_same(monkeypatch):
+    rng, benchmark = market(1001)
+    candidates = {"noise": benchmark + rng.normal(0, 0.003, 1001), "better": benchmark + rng.normal(0.001, 0.003, 1001)}
+    fine = superior_policies(benchmark, candidates, **SETTINGS, block=8.0)
+    monkeypatch.setattr(multiple, "MOST_BARS", 251)
+    coarse = superior_policies(benchmark, candidates, **SETTINGS, block=8.0)
+    assert coarse.superior == fine.superior == ("better",)
+    # Blocks of two groups of four bars.
+    assert coarse.block == fine.block == 8.0
+    assert multiple._contributions("it", benchmark, 4).shape == (250,)
+    assert multiple._contributions("it", benchmark, 4).mean() == pytest.approx(
+        multiple._contributions("it", benchmark, 1)[1:].mean()
+    )
 
 
 def test_the_gain_is_that_of_the_mean_ratio_over_runs_and_paths():

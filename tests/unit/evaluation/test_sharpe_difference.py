@@ -10,7 +10,15 @@ from arch.bootstrap import StationaryBootstrap
 from scipy import stats
 
 from evaluation import sharpe_ratio
-from evaluation.statistics import Interval, NotDecidable, crossed_mean, sharpe_by_path, sharpe_difference, t_interval
+from evaluation.statistics import (
+    Interval,
+    NotDecidable,
+    crossed_mean,
+    sharpe,
+    sharpe_by_path,
+    sharpe_difference,
+    t_interval,
+)
 from evaluation.statistics.influence import block_length, hac_variance, influence
 
 SETTINGS = {"level": 0.95, "resamples": 300, "seed": 1}
@@ -169,6 +177,15 @@ def test_resampling_bars_is_the_sharpe_difference_of_every_resample():
     np.testing.assert_allclose(result.samples - result.samples.mean(), deviations, rtol=1e-9, atol=1e-12)
     assert result.interval.standard_error == pytest.approx(np.std(loop, ddof=1))
     assert result.block == 4.0
+
+
+def test_resamples_in_batches_are_those_of_one_piece(monkeypatch):
+    a, b = np.random.default_rng(7).normal(0.0005, 0.01, (2, 3, 1, 200))
+    settings = {"level": 0.95, "resamples": 23, "seed": 1, "block": 5.0}
+    whole = sharpe_difference(a, b, 252, **settings)
+    monkeypatch.setattr(sharpe, "BATCH", 10)
+    assert sharpe_difference(a, b, 252, **settings).samples.tolist() == pytest.approx(whole.samples.tolist())
+    assert whole.by_seed.tolist() == pytest.approx((sharpe_by_path(a, 252) - sharpe_by_path(b, 252))[:, 0].tolist())
 
 
 def test_policies_and_seeds_share_the_resampled_bars():
