@@ -170,6 +170,30 @@ def bench_learned_masks(
             raise typer.Exit(1)
 
 
+@bench_app.command("market")
+def bench_market(json_file: JsonFile = None, smoke: Smoke = False) -> None:
+    """Time the simulated markets of the suite, one thread; exit code 1 if simulating them misses its goal."""
+    with reported(as_json=False):
+        check_output_file("--json", json_file)
+        from benchmarks.market import measure_market
+        from configs import load_config
+
+        config = load_config("suite")
+        report = measure_market(config, paths=2, bars=60, repeats=1) if smoke else measure_market(config)
+        tasks = {
+            "simulate, with features": report.simulate_s,
+            "filter beliefs": report.beliefs_s,
+            "solve the oracle": report.oracle_s,
+            "walk, buy and hold": report.walk_s,
+        }
+        title = f"{report.paths} markets of {report.bars:,} bars, seconds, best of {report.repeats}"
+        _show(title, ("", "seconds"), [(name, f"{seconds:.2f}") for name, seconds in tasks.items()])
+        _finish(report, json_file)
+        if not smoke and not report.within_goal:
+            stderr.print("[red]simulating is above its goal[/]")
+            raise typer.Exit(1)
+
+
 def _goal(microseconds: float | None) -> str:
     return "-" if microseconds is None else f"{microseconds:g}"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks import learned_masks
+from benchmarks import learned_masks, market
+from configs import load_config
 from pipeline.cli import app
 
-BENCHMARKS = (("latency", "--bundle", "none"), ("masks",), ("joint-limits",), ("learned-masks",))
+BENCHMARKS = (("latency", "--bundle", "none"), ("masks",), ("joint-limits",), ("learned-masks",), ("market",))
 
 
 def bench(*arguments: str | Path) -> Result:
@@ -40,6 +41,21 @@ def test_a_promise_that_cannot_be_made_is_a_missed_goal_and_the_rest_is_kept(
     written = json.loads((tmp_path / "masks.json").read_text())
     assert [world["world"] for world in written["worlds"]] == ["trading sp500"]
     assert list(written["refused"]) == ["masked_cartpole"]
+
+
+def test_markets_are_timed_in_smoke_and_a_missed_goal_is_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = bench("market", "--smoke", "--json", tmp_path / "market.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "market.json").read_text())
+    assert (written["paths"], written["bars"], written["threads"], written["goal_s"]) == (2, 60, 1, 2.0)
+    assert all(written[f"{task}_s"] > 0 for task in ("simulate", "beliefs", "oracle", "walk"))
+    monkeypatch.setattr(market, "GOAL_S", 0.0)
+    measured = market.measure_market(load_config("suite"), paths=1, bars=60, repeats=1)
+    assert not measured.within_goal
+    monkeypatch.setattr(market, "measure_market", lambda config: measured)
+    assert bench("market").exit_code == 1
 
 
 def test_a_negative_seed_is_wrong_usage() -> None:
