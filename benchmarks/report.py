@@ -5,25 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.findings import Findings
-from benchmarks.report_pictures import equity, first_market, world_model
-from benchmarks.report_sections import (
-    checks,
-    comparisons,
-    fold_by_fold,
-    more_metrics,
-    not_shown,
-    results_table,
-    stress,
-    the_claim,
-    training_lengths,
-)
-from benchmarks.suite import judged_market
+from benchmarks.report_pictures import Market, equity, first_market, suite_market, world_model
+from benchmarks.report_sections import checks, comparisons, not_shown, stress, the_claim, training_lengths
+from benchmarks.report_tables import fold_by_fold, more_metrics, results_table, summary_columns, summary_rows
 from configs import DetentConfig
 from evaluation.report import Report, Section
+from evaluation.report.policies import glossary
 
 
 def suite_report(
@@ -37,13 +25,14 @@ def suite_report(
         f"on {', '.join(f'{bars:,}' for bars in sorted(findings.sizes))} bars, {suite.num_seeds} training runs each. "
         f"The verdict is that of {findings.primary:,} training bars."
     )
+    market = suite_market(config)
     sections = (
         training_lengths(findings, config),
-        equity(main, judged_market(config).features.timestamps),
+        equity(main, market),
         the_claim(main, config),
         comparisons(findings),
         more_metrics(main),
-        first_market(config, findings),
+        first_market(config, findings, market),
         *world_model(findings),
         *checks(findings),
         *stress(findings, config),
@@ -54,7 +43,7 @@ def suite_report(
 def walk_forward_report(
     config: DetentConfig,
     findings: Findings,
-    timestamps: NDArray[np.datetime64],
+    market: Market,
     folds: Sequence[Mapping[str, str]],
     *,
     title: str,
@@ -63,7 +52,7 @@ def walk_forward_report(
 ) -> Report:
     """The report of a walk-forward.
 
-    Args: timestamps [n + 1] of the joined test windows; folds: first and last time of the windows of each fold.
+    Args: market: `fold_market` of the folds; folds: first and last time of the windows of each.
     """
     main = findings.main
     seeds = config.evaluation.walk_forward.num_seeds
@@ -73,10 +62,12 @@ def walk_forward_report(
     )
     sections = (
         fold_by_fold(main, folds),
-        equity(main, timestamps),
+        equity(main, market),
         the_claim(main, config),
         comparisons(findings),
         more_metrics(main),
+        *((first_market(config, findings, market),) if findings.first_path else ()),
+        *world_model(findings),
     )
     return _report(findings, title, subtitle, sections, reproduce, facts, config)
 
@@ -95,6 +86,9 @@ def _report(
         subtitle=subtitle,
         verdict=findings.main.claim.verdict,
         results=results_table("Results", findings.main, config),
+        summary_columns=summary_columns(findings.main),
+        summary_rows=summary_rows(findings.main),
+        glossary=glossary(findings.main.policies),
         sections=tuple(sections),
         not_shown=not_shown(findings),
         reproduce=tuple(reproduce),

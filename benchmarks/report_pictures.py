@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
@@ -10,6 +13,7 @@ from benchmarks.comparison import Walked
 from benchmarks.findings import Findings, SizeFindings
 from benchmarks.suite import judged_market
 from configs import DetentConfig
+from data import FeatureTable
 from envs import TradingDynamics
 from evaluation.mask_plot import mask_reasons
 from evaluation.plots import holdout_calibration, png_bytes
@@ -17,7 +21,51 @@ from evaluation.report import Figure, Section
 from evaluation.report.figures import equity_fan, regime_and_position
 
 STRIP_BARS = 250
-"""Bars of the first path that masks and positions are shown for."""
+"""Bars that masks are shown for."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Market:
+    """The market that is looked at closely: the first test path, or the test windows of a walk-forward."""
+
+    names: tuple[str, ...]
+    """Columns of the features."""
+    timestamps: NDArray[np.datetime64]
+    """[T] closes."""
+    price: NDArray[np.float64]
+    """[T] multiples of the first one."""
+    regime: NDArray[np.int64] | None = None
+    """[T], where it is known."""
+    starts: tuple[int, ...] = ()
+    """Closes, other than the first, at which a fold's account starts flat."""
+
+
+def suite_market(config: DetentConfig) -> Market:
+    """The first test market of a suite."""
+    panel = judged_market(config)
+    features = panel.features
+    gap, intraday = (features.names.index(name) for name in ("gap_return", "intraday_return"))
+    return Market(
+        names=features.names,
+        timestamps=features.timestamps,
+        price=np.exp(np.cumsum(features.values[0, :, gap] + features.values[0, :, intraday])),
+        regime=panel.regime[0].astype(np.int64),
+    )
+
+
+def fold_market(table: FeatureTable, windows: Sequence[slice]) -> Market:
+    """The test windows of a walk-forward one after the other. Args: windows: rows, oldest first."""
+    moves = table.values[:, table.index("gap_return")] + table.values[:, table.index("intraday_return")]
+    price = np.exp(np.cumsum(moves[windows[0].start :].astype(np.float64)))
+    times = table.timestamps.tz_convert("UTC").tz_localize(None).to_numpy()
+    rows = np.concatenate([np.arange(window.start, window.stop) for window in windows])
+    lengths = [window.stop - window.start for window in windows]
+    return Market(
+        names=table.names,
+        timestamps=times[rows],
+        price=price[rows - windows[0].start] / price[0],
+        starts=tuple(int(start) for start in np.cumsum(lengths)[:-1]),
+    )
 
 
 def explained(name: str, picture: Canvas, said: str) -> Figure:
@@ -25,75 +73,74 @@ def explained(name: str, picture: Canvas, said: str) -> Figure:
     return Figure(name, png_bytes(picture), alt=said, caption=said)
 
 
-def equity(main: SizeFindings, timestamps: NDArray[np.datetime64]) -> Section:
-    """Equity and drawdown of the policies that matter. Args: timestamps [n + 1]."""
+def equity(main: SizeFindings, market: Market) -> Section:
+    """Equity and drawdown of the policies that matter."""
     chosen = _shown(main)
-    curves = {name: _equity_of(one.returns[0] if one.paths > 1 else one.returns[:, 0]) for name, one in chosen.items()}
-    by_run = next(iter(chosen.values())).paths == 1
+    curves = {
+        name: _equity_of(one.returns[0] if one.paths > 1 else one.returns[:, 0], market) for name, one in chosen.items()
+    }
+    by_run = main.unit == "fold" or next(iter(chosen.values())).paths == 1
     over = "training runs" if by_run else "paths of the first training run"
-    figure = explained(
-        "Equity and drawdown",
-        equity_fan(timestamps, curves, unit="training run" if by_run else "path"),
-        f"Median and central 80 % of equity and drawdown over {over}, for {', '.join(chosen)}.",
-    )
-    return Section("Equity and drawdown", (), (), (figure,))
+    said = f"Median and central 80 % of equity and drawdown over {over}, for {', '.join(chosen)}."
+    if main.unit == "fold":
+        said += (
+            " Test windows only: the account of each fold starts flat at its rule, and nothing is drawn where nobody "
+            "traded."
+        )
+    picture = equity_fan(market.timestamps, curves, unit="training run" if by_run else "path", starts=market.starts)
+    return Section("Equity and drawdown", (), (), (explained("Equity and drawdown", picture, said),))
 
 
-def _equity_of(returns: NDArray[np.float32]) -> NDArray[np.float64]:
-    growth = np.pad(1.0 + returns.astype(np.float64), ((0, 0), (1, 0)), constant_values=1.0)
+# [R, T] of returns [R, n]: none ends at the closes where an account starts.
+def _equity_of(returns: NDArray[np.float32], market: Market) -> NDArray[np.float64]:
+    growth = np.ones((len(returns), len(market.timestamps)))
+    growth[:, np.delete(np.arange(growth.shape[1]), (0, *market.starts))] += returns
     return np.asarray(np.cumprod(growth, axis=1), dtype=np.float64)
 
 
-def first_market(config: DetentConfig, findings: Findings) -> Section:
-    """One test market: regimes, positions, masks and their reasons."""
-    market = judged_market(config)
+def first_market(config: DetentConfig, findings: Findings, market: Market) -> Section:
+    """One market, by the first training runs: price, regimes, positions, masks and their reasons."""
     names = [name for name in _shown(findings.main) if name in findings.first_path and name != "flat"]
-    gap, intraday = (market.features.names.index(name) for name in ("gap_return", "intraday_return"))
-    moves = market.features.values[0, :, gap] + market.features.values[0, :, intraday]
     positions = {name: findings.first_path[name]["position"] for name in names}
-    regimes = regime_and_position(
-        market.features.timestamps, np.exp(np.cumsum(moves)), market.regime[0].astype(np.int64), positions
-    )
-    figures = [
-        explained(
-            "Regimes and positions",
-            regimes,
-            "Price of the first test market over its hidden regimes, and what each policy held.",
-        )
-    ]
+    picture = regime_and_position(market.timestamps, market.price, market.regime, positions, starts=market.starts)
+    by_fold = findings.main.unit == "fold"
+    if by_fold:
+        said = "Price over the test windows, and what each policy held, by the first training run of each fold."
+        held = explained("Price and positions", picture, said)
+    else:
+        said = "Price of the first test market over its hidden regimes, and what each policy held."
+        held = explained("Regimes and positions", picture, said)
     challenger = findings.main.claim.challenger
     first = findings.first_path[challenger]
-    dynamics = TradingDynamics.from_config(market.features.names, config)
-    fields = dynamics.rule_set.fields
-    columns = {name: first["rule_states"][:STRIP_BARS, index] for index, name in enumerate(fields)}
+    dynamics = TradingDynamics.from_config(market.names, config)
+    actions = first["actions"][:STRIP_BARS].astype(np.int64)
+    newest = market.starts[-1] if market.starts else 0
     strip = mask_reasons(
         dynamics.rule_set,
-        columns,
-        first["actions"][:STRIP_BARS].astype(np.int64),
-        timestamps=market.features.timestamps[: len(first["actions"][:STRIP_BARS])],
+        {name: first["rule_states"][: len(actions), index] for index, name in enumerate(dynamics.rule_set.fields)},
+        actions,
+        timestamps=market.timestamps[newest : newest + len(actions)],
         title=f"Masks, their reasons and choices: {challenger}",
     )
-    figures.append(
-        explained(
-            "Masks and choices",
-            strip,
-            f"Which actions were forbidden to {challenger}, by which rule, and what it chose, bar by bar.",
-        )
+    said = f"Which actions were forbidden to {challenger}, by which rule, and what it chose, bar by bar" + (
+        ", at the beginning of the newest fold." if by_fold else "."
     )
-    return Section("One market looked at closely", (), (), tuple(figures))
+    return Section("One market looked at closely", (), (), (held, explained("Masks and choices", strip, said)))
 
 
 def world_model(findings: Findings) -> tuple[Section, ...]:
-    """Calibration of the world model on a validation market; nothing where no policy has one."""
+    """Calibration of the world model on validation bars; nothing where no policy has one."""
     first = findings.first_path.get("mbpo", {})
     if "pit" not in first:
         return ()
     coverage = dict(zip(("50", "80", "95"), first["coverage"].tolist(), strict=True))
+    where = "on the first validation market, by the world model of the first training run"
+    if findings.main.unit == "fold":
+        where = "on the validation windows of all folds, by the world models of the first training run of each"
     figure = explained(
         "Calibration of the world model",
         holdout_calibration(first["pit"], coverage),
-        "Histogram of probability integral transforms and coverage of central intervals, on the first validation "
-        "market, by the world model of the first training run.",
+        f"Histogram of probability integral transforms and coverage of central intervals, {where}.",
     )
     return (Section("World model", (), (), (figure,)),)
 

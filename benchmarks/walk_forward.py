@@ -118,17 +118,48 @@ def panel_of(table: FeatureTable) -> FeaturePanel:
 
 def join_folds(results: Sequence[FoldResult], tasks: Sequence[FoldTask]) -> dict[str, Walked]:
     """Every policy over all folds: returns are joined to one path [S, 1, n], metrics stay apart by fold [S, F]."""
+    # In order of run and of time: runs of two policies are compared in pairs.
+    return {
+        name: gather(name, [_over_folds(by_fold) for _, by_fold in sorted(by_run.items())])
+        for name, by_run in _by_policy(results, tasks).items()
+    }
+
+
+def first_runs(results: Sequence[FoldResult], tasks: Sequence[FoldTask]) -> dict[str, Arrays]:
+    """What every policy did in its first training run.
+
+    Returns: by policy `position` [closes of all test windows]; `actions` [n] and `rule_states` [n, F] of the newest
+        fold alone; where there is a world model, `pit` [N, M] and `coverage` [3] over the validation windows.
+    """
+    return {
+        name: _first_run([arrays for _, (arrays, _) in sorted(by_run[min(by_run)].items())])
+        for name, by_run in _by_policy(results, tasks).items()
+    }
+
+
+def _first_run(folds: Sequence[Arrays]) -> Arrays:
+    newest = folds[-1]
+    first = {
+        "position": np.concatenate([arrays["position"] for arrays in folds]),
+        "actions": newest["actions"],
+        "rule_states": newest["rule_states"],
+    }
+    if "pit" in newest:
+        first["pit"] = np.concatenate([arrays["pit"] for arrays in folds])
+        rows = [len(arrays["pit"]) for arrays in folds]
+        first["coverage"] = np.average([arrays["coverage"] for arrays in folds], axis=0, weights=rows)
+    return first
+
+
+# Policy -> training run -> fold.
+def _by_policy(results: Sequence[FoldResult], tasks: Sequence[FoldTask]) -> dict[str, dict[int, dict[int, Run]]]:
     found: dict[str, dict[int, dict[int, Run]]] = {}
     for result, task in zip(results, tasks, strict=True):
         # Of the task: a stored result may have been computed when the fold had another number.
         fold, run = task.payload[-1], int(task.identity["run"])
         for name, facts in result.values["facts"].items():
             found.setdefault(name, {}).setdefault(run, {})[fold] = (arrays_of(result, name), facts)
-    # In order of run and of time: runs of two policies are compared in pairs.
-    return {
-        name: gather(name, [_over_folds(by_fold) for _, by_fold in sorted(by_run.items())])
-        for name, by_run in found.items()
-    }
+    return found
 
 
 # The folds of one training run, by number, as one path.

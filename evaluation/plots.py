@@ -20,6 +20,8 @@ from evaluation.backtest import BacktestResult
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 BLACK, GREY = "#222222", "#DDDDDD"
+BAND_GREY = "#C4C4C4"
+"""Of areas: dark enough for a small patch in a legend."""
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, RED)
 
 
@@ -60,7 +62,7 @@ def equity_and_drawdown(results: Mapping[str, BacktestResult]) -> Figure:
     top.set_ylabel("equity, multiples of start")
     top.legend(loc="upper left", frameon=False)
     bottom.set_ylabel("drawdown from\nall-time peak")
-    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     bottom.set_ylim(top=0.0)
     for axes in (top, bottom):
         _tidy(axes)
@@ -87,7 +89,7 @@ def holdout_calibration(pit: NDArray[np.floating], coverage: Mapping[str, float]
     # Rows count as independent and the features of a row as one: the widest band that chance can explain.
     slack = 2.0 * np.sqrt((1 - 1 / bins) / (len(columns) / bins))
     edges = np.linspace(0.0, 1.0, bins + 1)
-    left.axhspan(1 - slack, 1 + slack, color=GREY, alpha=0.6, linewidth=0, label="calibrated, ±2 standard errors")
+    left.axhspan(1 - slack, 1 + slack, color=BAND_GREY, linewidth=0, zorder=0, label="calibrated, ±2 standard errors")
     left.axhline(1.0, color=BLACK, linewidth=0.8)
     left.stairs(density, edges, color=BLUE, linewidth=2.0, label="observed")
     left.set_xlim(0, 1)
@@ -96,7 +98,8 @@ def holdout_calibration(pit: NDArray[np.floating], coverage: Mapping[str, float]
     left.set_title(f"PIT on unseen bars: {len(columns):,} rows, {features}", loc="left")
     left.set_xlabel("predicted distribution function at the outcome")
     left.set_ylabel("density (1 = calibrated)")
-    left.legend(loc="lower center", frameon=False)
+    # Below the axes: within them the patch of the band would lie on the band itself.
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
     levels = sorted(coverage, key=float)
     nominal = [float(level) / 100 for level in levels]
@@ -110,7 +113,7 @@ def holdout_calibration(pit: NDArray[np.floating], coverage: Mapping[str, float]
     right.set_xlabel("nominal level")
     right.set_ylabel("share of outcomes inside")
     for axis in (right.xaxis, right.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     right.legend(loc="upper left", frameon=False)
     for axes in (left, right):
         _tidy(axes)

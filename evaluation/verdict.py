@@ -227,7 +227,7 @@ def _sharpe_criteria(sharpe: SharpeDifference | NotDecidable, config: VerdictCon
     )
     if sharpe.seeds == 1:
         # Another training run may come out differently, and nothing here says by how much.
-        too_few = NotDecidable(1, "seeds", f"{bound} leaves the spread between training runs out")
+        too_few = NotDecidable(1, "training runs", f"{bound} leaves the spread between training runs out")
         return (
             point,
             _undecided(names[1], "sign of the Sharpe gain", thresholds[1], too_few),
@@ -275,7 +275,7 @@ def _settles_bound(sharpe: SharpeDifference, config: VerdictConfig) -> str:
 # How large a sample shows a gain, in words.
 def _sample(sharpe: SharpeDifference, gain: float, config: VerdictConfig) -> str:
     if sharpe.seeds == 1:
-        return "more seeds: one training run says nothing of others"
+        return "more training runs: one says nothing of others"
     paths = paths_needed(sharpe, gain, power=config.power)
     seeds = seeds_needed(sharpe, gain, power=config.power)
     ways = []
@@ -284,8 +284,8 @@ def _sample(sharpe: SharpeDifference, gain: float, config: VerdictConfig) -> str
     elif paths is not None:
         ways.append(f"{max(paths - 1, 1) * sharpe.bars:,} more bars, {max(paths - 1, 1)} times this series")
     if seeds is not None:
-        ways.append(f"{max(seeds - sharpe.seeds, 1)} more seeds")
-    size = " or ".join(ways) or "more seeds and more paths together, neither alone is enough"
+        ways.append(f"{max(seeds - sharpe.seeds, 1):,} more training runs")
+    size = " or ".join(ways) or "more training runs and more paths together, neither alone is enough"
     return f"{size} (at {_percent(config.power)} power)"
 
 
@@ -299,9 +299,9 @@ def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin
     passed = True if test.holds else False if test.violated else None
     settled_by = ""
     if passed is None and interval.estimate > margin:
-        settled_by = f"the {what} is beyond the margin, which may be chance: more {unit}s or more seeds tell"
+        settled_by = f"the {what} is beyond the margin, which may be chance: more {unit}s or more training runs tell"
     elif passed is None and test.paths_needed is None:
-        settled_by = f"no number of {unit}s shows that the {what} keeps the margin; train more seeds"
+        settled_by = f"no number of {unit}s shows that the {what} keeps the margin; train more often"
     elif passed is None and test.paths_needed is not None:
         more = max(test.paths_needed - test.paths, 1)
         settled_by = f"{more:,} more {unit}s decide the {what} if its difference stays"
@@ -310,8 +310,8 @@ def _not_worse(name: str, what: str, test: NonInferiority | NotDecidable, margin
         passed=passed,
         observed=interval.high,
         threshold=margin,
-        reason=f"{what}, difference {interval.estimate:+.4f} ({_percent(interval.level)} interval "
-        f"{interval.low:+.4f} to {interval.high:+.4f}), allowed less than {margin:g}",
+        reason=f"{what}, difference {_points(interval.estimate)} points ({_percent(interval.level)} interval "
+        f"{_points(interval.low)} to {_points(interval.high)}), allowed less than {_points(margin)}",
         settled_by=settled_by,
     )
 
@@ -385,7 +385,7 @@ def _headline(decision: Decision, challenger: str, baseline: str, sharpe: Sharpe
     walked = f"{sharpe.paths} paths" if sharpe.paths > 1 else "one series"
     return (
         f"{decision}: {meaning}; annual Sharpe {_difference(sharpe.interval)}, "
-        f"{sharpe.seeds} seed{'s' * (sharpe.seeds > 1)}, {walked} of {sharpe.bars} bars."
+        f"{sharpe.seeds} training run{'s' * (sharpe.seeds > 1)}, {walked} of {sharpe.bars} bars."
     )
 
 
@@ -419,6 +419,10 @@ def _check_registered(
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.2f}"
 
 
 def _capital(text: str) -> str:

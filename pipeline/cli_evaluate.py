@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from rich import box
@@ -34,16 +34,39 @@ PROFILES: dict[Suite, str] = {"standard": "suite", "smoke": "suite-smoke"}
 TRIALS, RUNS = 12, 2
 DEFAULT_PROFILE = "default"
 """Of a walk-forward."""
-SHOWN = ("policy", "Sharpe", "max drawdown", "kill switch")
+SHOWN = ("policy", "Sharpe", "Sharpe of joined folds", "max drawdown", "kill switch")
 """Columns of the main result that fit a terminal of 80; the report has them all."""
 COLOURS = {"GO": "green", "CONDITIONAL": "yellow", "NO-GO": "red"}
 MARK_COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
+# Not the checks of Typer, whose messages leave the value out or put noise in front.
+def _one_of(choices: Any) -> dict[str, Any]:
+    known = get_args(choices)
+
+    def parse(value: str) -> str:
+        if value not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(map(repr, known))}, was {value!r}")
+        return value
+
+    return {"parser": parse, "metavar": f"[{'|'.join(known)}]"}
+
+
+def _count() -> dict[str, Any]:
+    def parse(value: str) -> int:
+        if not value.isdecimal() or int(value) < 1:
+            raise typer.BadParameter(f"expected a whole number of at least 1, was {value!r}")
+        return int(value)
+
+    return {"parser": parse, "metavar": "NUMBER"}
+
+
 def evaluate(
     suite: Annotated[
         Suite | None,
-        typer.Option(help="A frozen suite on simulated markets; without it a walk-forward over real bars."),
+        typer.Option(
+            help="A frozen suite on simulated markets; without it a walk-forward over real bars.", **_one_of(Suite)
+        ),
     ] = None,
     profile: Annotated[
         str | None,
@@ -61,17 +84,25 @@ def evaluate(
         Path, typer.Option("--workdir", "-w", help="Everything is written below this folder (created).")
     ] = Path("var"),
     engine: Annotated[
-        Engine, typer.Option(help="joblib: the cores of this machine; ray: a cluster (pip install detent\\[ray]).")
+        Engine,
+        typer.Option(
+            help="joblib: the cores of this machine; ray: a cluster (pip install detent\\[ray]).", **_one_of(Engine)
+        ),
     ] = "joblib",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Tasks at once; the number of cores if left out.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Tasks at once; the number of cores if left out.", **_count())
+    ] = None,
     tune: Annotated[
         Learner | None,
-        typer.Option(help="Instead of an evaluation, try settings of a learner on the suite's validation markets."),
+        typer.Option(
+            help="Instead of an evaluation, try settings of a learner on the suite's validation markets.",
+            **_one_of(Learner),
+        ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help=f"Settings tried by --tune, those in force included; {TRIALS}.")
+        int | None, typer.Option(help=f"Settings tried by --tune, those in force included; {TRIALS}.", **_count())
     ] = None,
-    runs: Annotated[int | None, typer.Option(min=1, help=f"Training runs of each trial; {RUNS}.")] = None,
+    runs: Annotated[int | None, typer.Option(help=f"Training runs of each trial; {RUNS}.", **_count())] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be computed, write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,
@@ -95,7 +126,8 @@ def evaluate(
                 from pipeline import evaluate as evaluation
 
                 tuning = None if tune is None else evaluation.Tuning(tune, trials or TRIALS, runs or RUNS)
-                _print_plan(evaluation.planned(config, workdir, is_suite=suite is not None, tuning=tuning), as_json)
+                plan = evaluation.planned(config, workdir, is_suite=suite is not None, tuning=tuning, engine=engine)
+                _print_plan(plan, as_json)
             return
         create_workdir(workdir)
         keep_caches_in(workdir)
@@ -160,18 +192,21 @@ def _print_trials(learner: str, ranked: Sequence[Trial], as_json: bool) -> None:
 
 
 def _print_verdict(found: Evaluated) -> None:
-    from evaluation.report.display import VERDICT_MARKS, criterion_name, headline, sentence
+    from evaluation.report.display import VERDICT_MARKS, criterion_name, headline, prose, sentence
 
     stdout.print(_results(found.report))
     verdict = found.report.verdict
-    stdout.print(Text.assemble((verdict.decision, f"bold {COLOURS[verdict.decision]}"), " ", headline(verdict)))
+    for caveat in found.report.caveats:
+        stdout.print(Text(f"! {prose(caveat)}", style="bold yellow"))
+    said = prose(headline(verdict))
+    stdout.print(Text.assemble((verdict.decision, f"bold {COLOURS[verdict.decision]}"), " ", said))
     criteria = Table.grid(padding=(0, 2, 0, 0))
     for criterion in verdict.criteria:
         sign, meaning = VERDICT_MARKS[criterion.passed]
         mark = Text(sign, style=MARK_COLOURS[criterion.passed])
-        criteria.add_row(mark, criterion_name(criterion), meaning, Text(sentence(criterion.reason)))
+        criteria.add_row(mark, criterion_name(criterion), meaning, Text(prose(sentence(criterion.reason))))
     stdout.print(criteria)
-    stdout.print(verdict.next_step, markup=False, highlight=False)
+    stdout.print(prose(verdict.next_step), markup=False, highlight=False)
     # Unwrapped, so that it can be copied.
     stdout.print(f"report {found.files.html}", soft_wrap=True, highlight=False)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.folds import Engine, FoldResult, FoldTask, Work, run_folds
 from benchmarks.machine import machine
 from benchmarks.suite import plan_suite, suite_tasks, work_on_cell
 from benchmarks.tuning import Trial, draw_trials, rank_trials, tuning_tasks, work_on_trial
-from benchmarks.walk_forward import fold_tasks, join_folds, plan_folds, work_on_fold
+from benchmarks.walk_forward import first_runs, fold_tasks, join_folds, plan_folds, work_on_fold
 from configs import ConfigError, DetentConfig, config_hash, flat_values, load_config, resolved_yaml
 from data import FeatureTable, atomic_write_text, canonical_json, sha256_bytes
 from envs import REWARDS, TradingDynamics
@@ -34,6 +35,8 @@ MOST_NAMED = 5
 EXPERIMENT = "detent-evaluation"
 """Of the MLflow runs."""
 SUITE = "suite"
+SMOKE = ("suite-smoke", "smoke")
+"""Profiles whose numbers mean nothing."""
 FOLDER = "evaluations"
 """Below the work directory: a folder for each report, and `cells` with the results they are written from."""
 
@@ -55,11 +58,12 @@ class Evaluated:
     """MLflow run."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the verdict, that of every training length of a suite, and where the report lies."""
+        """JSON-able: caveats, the verdict, that of every training length of a suite, and where the report lies."""
         sizes = {str(bars): str(one.claim.verdict.decision) for bars, one in self.findings.sizes.items() if bars}
         return {
             "status": "evaluated",
             "exit_code": int(ExitCode.PROMOTED),
+            "caveats": list(self.report.caveats),
             "verdict": self.findings.main.claim.verdict.to_dict(),
             "by_train_bars": sizes,
             "tasks": {"computed": self.computed, "resumed": self.resumed},
@@ -101,11 +105,16 @@ class Tuning:
         return drawn, tuning_tasks(config, self.learner, drawn, train_bars=bars, runs=self.runs)
 
 
-def planned(config: DetentConfig, workdir: Path, *, is_suite: bool, tuning: Tuning | None = None) -> dict[str, bool]:
+def planned(
+    config: DetentConfig, workdir: Path, *, is_suite: bool, tuning: Tuning | None = None, engine: Engine = "joblib"
+) -> dict[str, bool]:
     """Label of every task -> whether its result is stored; nothing is written.
 
-    Raises: as `evaluate_suite`, `evaluate_walk_forward` and `tune` before they compute anything.
+    Raises: as `evaluate_suite`, `evaluate_walk_forward` and `tune` before they compute anything, and ConfigError on an
+        engine that is not installed.
     """
+    if engine == "ray" and find_spec("ray") is None:
+        raise ConfigError("engine: expected ray to be installed, was absent: pip install 'detent[ray]'")
     if tuning is not None:
         tasks = tuning.tasks(config)[1]
     elif is_suite:
@@ -145,16 +154,17 @@ def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command
 
     def conclude(results: Sequence[FoldResult]) -> tuple[Findings, Report]:
         from benchmarks.report import walk_forward_report
+        from benchmarks.report_pictures import fold_market
 
         policies = join_folds(results, tasks)
         size = size_findings(config, policies, 0, config.data.bars_per_year)
-        findings = Findings(sizes={0: size}, primary=0)
+        findings = Findings(sizes={0: size}, primary=0, first_path=dict(first_runs(results, tasks)))
         folds = plan_folds(config, len(table))
         report = walk_forward_report(
             config,
             findings,
-            _joined_times(table, [fold.test for fold in folds]),
-            [{name: _span(table, getattr(fold, name)) for name in ("train", "test")} for fold in folds],
+            fold_market(table, [fold.test for fold in folds]),
+            [{name: _span(table, window) for name, window in asdict(fold).items()} for fold in folds],
             title=f"Detent: walk-forward over {config.data.source.symbol}",
             reproduce=(command,),
             facts=_facts(config, results) | {"data": inputs.data_hash},
@@ -181,19 +191,26 @@ def tune(config: DetentConfig, workdir: Path, job: Job, tuning: Tuning) -> list[
 
 
 def departures(config: DetentConfig, *, is_suite: bool) -> tuple[str, ...]:
-    """What a reader must know first: that it is a smoke run, that thresholds are not the registered ones, or that the
-    suite is not the frozen one; empty where nothing differs.
+    """What a reader must know first: that it is a smoke run, that the suite is not the frozen one, that thresholds are
+    not the registered ones; empty where nothing differs.
+
+    The profile is the one whose settings the config shares most: a changed seed makes no smoke run a real one.
     """
     said = []
-    if is_suite:
-        if not _differences(config, load_config("suite-smoke")):
-            return ("Smoke run: its numbers mean nothing.",)
-        changed = _differences(config, load_config("suite"))
-        if changed:
-            more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
-            said.append(f"Not the frozen suite: {', '.join(changed[:MOST_NAMED])}{more}.")
-    registered = DetentConfig().evaluation.verdict
-    rules = config.evaluation.verdict
+    profiles = ("suite-smoke", "suite") if is_suite else ("suite-smoke", "smoke", "suite", "default")
+    known = {name: load_config(name) for name in profiles}
+    changes = {name: _differences(config, frozen) for name, frozen in known.items()}
+    # Of two that are equally near the smaller run: a warning too many does no harm.
+    nearest = min(profiles, key=lambda name: len(changes[name]))
+    is_smoke = nearest in SMOKE
+    if is_smoke:
+        said.append("Smoke run: its numbers mean nothing.")
+    changed = changes[nearest]
+    if is_suite and changed:
+        more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+        frozen = "smoke" if is_smoke else "frozen"
+        said.append(f"Not the {frozen} suite: {', '.join(changed[:MOST_NAMED])}{more}.")
+    registered, rules = known[nearest].evaluation.verdict, config.evaluation.verdict
     other = [
         f"{name} {getattr(rules, name)} instead of {getattr(registered, name)}"
         for name in type(rules).model_fields
@@ -272,12 +289,7 @@ def _evaluate(
             with reporter.stage("statistics"):
                 findings, report = conclude(results)
             with reporter.stage("report"):
-                caveats = departures(config, is_suite=kind == SUITE)
-                report = replace(
-                    report,
-                    subtitle=" ".join((*caveats, report.subtitle)),
-                    not_shown=(*caveats, *report.not_shown),
-                )
+                report = replace(report, caveats=departures(config, is_suite=kind == SUITE))
                 files = write_report(report, folder)
                 atomic_write_text(folder / "config.yaml", resolved_yaml(config))
                 run_id = None if tracker is None else _log(tracker, kind, key, config, findings, folder)
@@ -339,15 +351,9 @@ def _facts(config: DetentConfig, results: Sequence[FoldResult]) -> dict[str, Any
         "versions": library_versions(),
         "git commit": git_commit(),
         "config": config_hash(config),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rendered": datetime.now(UTC).isoformat(timespec="seconds"),
         "computing": f"{len(results)} tasks, {minutes:,.1f} minutes one after the other",
     }
-
-
-def _joined_times(table: FeatureTable, windows: Sequence[slice]) -> np.ndarray[Any, Any]:
-    # Returns stand at the close that ended them; one more time in front, where the first fold starts flat.
-    times = table.timestamps.tz_convert("UTC").tz_localize(None).to_numpy()
-    return np.concatenate([times[windows[0].start : windows[0].start + 1], *(times[w][1:] for w in windows)])
 
 
 def _span(table: FeatureTable, window: slice) -> str:

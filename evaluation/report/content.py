@@ -140,7 +140,8 @@ class Section:
 class Report:
     """A verdict with its reasons, and the evidence.
 
-    Raises: ValueError on tables, figures or sections whose names give the same file name or anchor.
+    Raises: ValueError on tables, figures or sections whose names give the same file name or anchor, and on columns or
+        rows of the summary that the main result has not.
     """
 
     title: str
@@ -149,6 +150,14 @@ class Report:
     verdict: Verdict
     results: Table
     """The main result, shown right after the criteria and in the summary."""
+    caveats: tuple[str, ...] = ()
+    """What the reader must know before the verdict, for example that the numbers mean nothing."""
+    summary_columns: tuple[str, ...] = ()
+    """Labels of the columns of the main result that the summary shows; all where empty."""
+    summary_rows: tuple[str, ...] = ()
+    """Names of the rows of the main result that the summary shows; all where empty."""
+    glossary: Mapping[str, str] = field(default_factory=dict)
+    """What the names in the main result mean."""
     sections: tuple[Section, ...] = ()
     not_shown: tuple[str, ...] = ()
     """What the evidence does not say."""
@@ -161,6 +170,9 @@ class Report:
         _refuse_repeats("tables", [table.slug for table in self.tables])
         _refuse_repeats("figures", [slug(figure.name) for part in self.sections for figure in part.figures])
         _refuse_repeats("sections", [slug(part.title) for part in self.sections])
+        labels = [column.label for column in self.results.columns]
+        _refuse_unknown("summary_columns", self.summary_columns, labels)
+        _refuse_unknown("summary_rows", self.summary_rows, [str(row[0]) for row in self.results.rows])
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -200,3 +212,9 @@ def _refuse_repeats(what: str, names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{what}: expected distinct names, found {', '.join(repeated)} more than once")
+
+
+def _refuse_unknown(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{what}: expected names of {list(known)}, was {', '.join(unknown)}")

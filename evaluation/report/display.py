@@ -7,11 +7,26 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.verdict import Criterion, Verdict
+from evaluation.report.policies import POLICIES
+from evaluation.verdict import Criterion, Decision, Verdict
 
 MISSING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 VERDICT_MARKS = {True: ("✓", "met"), False: ("✗", "not met"), None: ("?", "cannot be decided")}
 """A sign and words for `Criterion.passed`: colour is never all there is."""
+ASKED = {
+    "sharpe_point": "asked for at least",
+    "sharpe_above_zero": "asked for more than",
+    "sharpe_full_margin": "at least",
+    "exposure": "asked for at least",
+    "drawdown": "allowed below",
+    "kill_switch": "allowed below",
+    "latency": "allowed up to",
+    "valid_actions": "allowed",
+    "instrument": "allowed",
+}
+"""On which side of its threshold a measure must lie."""
+CODE = re.compile(r"(`[\w .,:=/+-]+`)")
+"""Code within text, its backticks included: of characters that mean nothing to HTML or Markdown."""
 
 
 def number(value: float | None, spec: str = "") -> str:
@@ -38,13 +53,20 @@ def words(value: Any, spec: str = "") -> str:
 
 
 def sentence(text: str) -> str:
-    """A capital at the start and a full stop at the end, where they are missing."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    """A capital at the start, unless a policy's name stands there, and a full stop at the end."""
+    first = re.match(r"\w*", text)
+    is_name = first is not None and first[0] in POLICIES
+    return (text if is_name else text[:1].upper() + text[1:]) + _stop(text)
 
 
 def prose(text: str) -> str:
-    """True minus signs, and no line that ends between a number and its percent sign."""
-    return re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, text).replace(" %", "\N{NO-BREAK SPACE}%")
+    """True minus signs, and no line that ends before one or before a percent sign; code stays as it is."""
+    return "".join(part if index % 2 else _typeset(part) for index, part in enumerate(CODE.split(text)))
+
+
+def _typeset(text: str) -> str:
+    signed = re.sub(r"(?<![\w-])-(?=[\d.])", MINUS, text)
+    return signed.replace(" - ", f"\N{NO-BREAK SPACE}{MINUS} ").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def criterion_name(criterion: Criterion) -> str:
@@ -52,15 +74,52 @@ def criterion_name(criterion: Criterion) -> str:
     return criterion.label[:1].upper() + criterion.label[1:]
 
 
+def observed(criterion: Criterion) -> tuple[str, str]:
+    """What is held against the threshold, and its value with the unit: "upper end of the difference", "+66.6 %"."""
+    return criterion.measure, _with_unit(criterion, criterion.observed, criterion.format)
+
+
+def asked(criterion: Criterion) -> tuple[str, str]:
+    """The side of the threshold that is asked for, and the threshold with its unit: "allowed below", "+2.0 %"."""
+    is_whole = math.isfinite(criterion.threshold) and float(criterion.threshold).is_integer()
+    return ASKED[criterion.name], _with_unit(criterion, criterion.threshold, "" if is_whole else criterion.format)
+
+
+def unmet(verdict: Verdict) -> str:
+    """Why it is not GO, by labels: of what is not met and, where the answer is not no already, of what is open."""
+    parts = []
+    answers = {False: "not met"} if verdict.decision == Decision.NO_GO else {False: "not met", None: "open"}
+    for answer, said in answers.items():
+        labels = [
+            re.sub(r" \(.*\)", "", one.label)
+            for one in verdict.criteria
+            # Reported beside the others, it decides nothing.
+            if one.passed is answer and one.name != "sharpe_full_margin"
+        ]
+        if labels:
+            parts.append(f"{said}: {', '.join(labels)}")
+    return "; ".join(parts) or "all met"
+
+
 def headline(verdict: Verdict) -> str:
-    """The headline without the decision, which stands before it already."""
-    return sentence(verdict.headline.removeprefix(f"{verdict.decision}: "))
+    """The headline without the decision, which stands before it already; its first word, a name, stays as it is."""
+    text = verdict.headline.removeprefix(f"{verdict.decision}: ")
+    return text + _stop(text)
 
 
 def settled_by(criterion: Criterion) -> str:
     """What would decide a criterion that is not met, where that says more than its reason."""
     is_open = criterion.passed is not True and criterion.settled_by != criterion.reason
     return sentence(criterion.settled_by) if is_open and criterion.settled_by else ""
+
+
+def _with_unit(criterion: Criterion, value: float, spec: str) -> str:
+    text = number(value, spec).replace("%", " %")
+    return text if text == MISSING or not criterion.unit else f"{text} {criterion.unit}"
+
+
+def _stop(text: str) -> str:
+    return "" if text.endswith((".", "!", "?")) else "."
 
 
 def fact(value: Any) -> str:

@@ -8,7 +8,8 @@ Letters: P paths, T closes, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,27 +18,51 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from evaluation.plots import BLACK, BLUE, CYCLE, GREY, ORANGE, RED, SKY, _dates, _tidy
-from evaluation.report.display import number
+from evaluation.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, _dates, _tidy
+from evaluation.report.display import number, prose
+from evaluation.report.policies import POLICIES
 from evaluation.statistics.interval import Interval
 
 BAND = (0.10, 0.90)
 """Quantiles of the band around a median: the central 80 % of the paths."""
 REGIME_COLOURS = ("#FFFFFF", "#DCDCDC", "#A9A9A9")
 """Of calm, sideways, stressed: the darker the worse, in print as well."""
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, RED)
 LINES = ("-", "--", "-.")
 """The colours come around again with the next line style."""
+MIDDLE = "#8C8C8C"
+"""A grey for what is no policy."""
+MIN_BINS = 20
+"""Of a histogram: fewer hide its shape."""
 Timestamps = NDArray[np.datetime64] | NDArray[np.integer]
 """[T] UTC closes, or numbers of bars where a market has no dates."""
 
 
+def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style by name, of `POLICIES` the same in every figure; other names get the next free ones."""
+    places = {name: place for place, name in enumerate(POLICIES)}
+    for name in names:
+        places.setdefault(name, len(places))
+    return {
+        name: (COLOURS[place % len(COLOURS)], LINES[place // len(COLOURS) % len(LINES)])
+        for name, place in places.items()
+    }
+
+
 def equity_fan(
-    timestamps: Timestamps, equity_by_policy: Mapping[str, NDArray[np.floating]], *, unit: str = "path"
+    timestamps: Timestamps,
+    equity_by_policy: Mapping[str, NDArray[np.floating]],
+    *,
+    unit: str = "path",
+    starts: Sequence[int] = (),
 ) -> Figure:
     """Median and central 80 % of equity and of drawdown over paths, and of equity at the end beside it.
 
+    The first policy lies on top of the others.
+
     Args: equity [P, T] by policy, multiples of the start, logarithmic axis; P may differ between policies; unit: what P
-        counts, in the singular.
+        counts, in the singular; starts: closes, other than the first, at which a new account starts flat, marked by a
+        rule; nothing is drawn across time that lies between two of them.
     Raises: ValueError on no policy, a shape, or equity that is not positive and finite.
     """
     _refuse_empty("equity_by_policy", equity_by_policy)
@@ -52,14 +77,20 @@ def equity_fan(
     bottom = figure.add_subplot(grid[1, 0], sharex=top)
     end = figure.add_subplot(grid[0, 1], sharey=top)
     faint = 0.22 / max(1, len(equity_by_policy) - 1) ** 0.5
+    style = styles(equity_by_policy)
+    pieces = traded(timestamps, starts)
     for index, (name, equity) in enumerate(equity_by_policy.items()):
-        colour, line = _style(index)
-        drawdown = equity / np.maximum.accumulate(equity, axis=1) - 1
+        colour, line = style[name]
+        above = _above(index, equity_by_policy)
+        accounts = np.split(equity, np.asarray(starts, dtype=np.intp), axis=1)
+        drawdown = np.concatenate([one / np.maximum.accumulate(one, axis=1) - 1 for one in accounts], axis=1)
         for axes, values in ((top, equity), (bottom, drawdown)):
             low, median, high = np.quantile(values, (BAND[0], 0.5, BAND[1]), axis=0)
-            if len(values) > 1:
-                axes.fill_between(timestamps, low, high, color=colour, alpha=faint, linewidth=0)
-            axes.plot(timestamps, median, color=colour, linestyle=line, linewidth=1.6, label=name)
+            for part, piece in enumerate(pieces):
+                times, label = timestamps[piece], "" if part else name
+                if len(values) > 1:
+                    axes.fill_between(times, low[piece], high[piece], color=colour, alpha=faint, linewidth=0)
+                axes.plot(times, median[piece], color=colour, linestyle=line, linewidth=1.6, label=label, zorder=above)
         low, median, high = np.quantile(equity[:, -1], (BAND[0], 0.5, BAND[1]))
         end.vlines(index, low, high, color=colour, linestyle=line, linewidth=2)
         end.plot(index, median, "o", color=colour, markersize=6)
@@ -70,12 +101,14 @@ def equity_fan(
     top.set_ylabel("equity, multiples of start")
     top.axhline(1.0, color=BLACK, linewidth=0.7, linestyle=":")
     top.tick_params(labelbottom=False)
-    end.set_title("at the end", loc="center", fontsize="medium")
+    end.set_xlabel("at the end")
     end.set_xlim(-0.7, len(equity_by_policy) - 0.3)
     end.tick_params(bottom=False, labelbottom=False, labelleft=False, which="both")
-    bottom.set_ylabel("drawdown from\nall-time peak")
-    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    bottom.set_ylabel("drawdown from\npeak of the fold" if len(starts) else "drawdown from\nall-time peak")
+    bottom.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     bottom.set_ylim(top=0.0)
+    for axes in (top, bottom):
+        _mark_starts(axes, timestamps, starts)
     for axes in (top, bottom, end):
         _tidy(axes)
     _time_axis(bottom, timestamps)
@@ -100,11 +133,11 @@ def difference_distribution(
         raise ValueError(f"samples: expected finite [R], was {list(samples.shape)} or not finite")
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
-    counts, _, _ = axes.hist(samples, bins="fd" if np.ptp(samples) > 0 else 1, color=SKY, alpha=0.75, linewidth=0)
+    counts, _, _ = axes.hist(samples, bins=_bins(samples), color=MIDDLE, alpha=0.75, linewidth=0)
     axes.axvspan(interval.low, interval.high, color=GREY, alpha=0.55, linewidth=0, zorder=0)
     height = 1.08 * float(np.max(counts))
-    axes.hlines(height, interval.low, interval.high, color=BLUE, linewidth=3)
-    axes.plot(interval.estimate, height, "o", color=BLUE, markersize=8)
+    axes.hlines(height, interval.low, interval.high, color=BLACK, linewidth=3)
+    axes.plot(interval.estimate, height, "o", color=BLACK, markersize=8)
     for (meaning, value), line in zip(thresholds.items(), LINES * len(thresholds), strict=False):
         share = float((samples > value).mean())
         axes.axvline(
@@ -127,45 +160,56 @@ def difference_distribution(
 def regime_and_position(
     timestamps: Timestamps,
     price: NDArray[np.floating],
-    regime: NDArray[np.integer],
+    regime: NDArray[np.integer] | None,
     position_by_policy: Mapping[str, NDArray[np.floating]],
     *,
     regime_names: Sequence[str] = ("calm", "sideways", "stressed"),
+    starts: Sequence[int] = (),
 ) -> Figure:
-    """Price over the true regimes, and under it what each policy held.
+    """Price over the true regimes, where they are known, and under it what each policy held.
 
-    Args: price [T] positive, logarithmic axis; regime [T] indices of `regime_names`; positions [T], multiples of
-        equity.
+    Args: price [T] positive, logarithmic axis; regime [T] indices of `regime_names`, None where nobody knows them;
+        positions [T], multiples of equity; starts as `equity_fan` takes them.
     Raises: ValueError on a shape, an unknown regime, or no policy.
     """
     _refuse_empty("position_by_policy", position_by_policy)
-    columns = {"price": price, "regime": regime, **{f"position of {n!r}": p for n, p in position_by_policy.items()}}
-    for name, values in columns.items():
+    columns = {"price": price, **{f"position of {n!r}": p for n, p in position_by_policy.items()}}
+    for name, values in (columns if regime is None else {"regime": regime, **columns}).items():
         if values.shape != timestamps.shape:
             raise ValueError(f"{name}: expected [{len(timestamps)}], was {list(values.shape)}")
     known = min(len(regime_names), len(REGIME_COLOURS))
-    if not ((regime >= 0) & (regime < known)).all():
+    if regime is not None and not ((regime >= 0) & (regime < known)).all():
         raise ValueError(f"regime: expected indices below {known}, found others")
     strips = len(position_by_policy)
     figure = Figure(figsize=(9, 3.2 + 0.75 * strips), layout="constrained")
     top, *rest = figure.subplots(1 + strips, 1, sharex=True, height_ratios=(3.4, *[1] * strips))
-    top.plot(timestamps, price, color=BLACK, linewidth=1.1)
+    pieces = traded(timestamps, starts)
+    for piece in pieces:
+        top.plot(timestamps[piece], price[piece], color=BLACK, linewidth=1.1)
     _logarithmic(top)
     top.set_ylabel("price")
-    top.set_title("Price, true regime, and the position of each policy in multiples of equity", loc="left")
+    shown = "Price" if regime is None else "Price, true regime"
+    top.set_title(f"{shown}, and the position of each policy in multiples of equity", loc="left")
     largest = max(1.0, *(float(np.nanmax(np.abs(held), initial=0.0)) for held in position_by_policy.values()))
     short = any((held < 0).any() for held in position_by_policy.values())
+    style = styles(position_by_policy)
     for axes, (name, held) in zip(rest, position_by_policy.items(), strict=True):
-        for side, colour in ((np.maximum(held, 0), BLUE), (np.minimum(held, 0), ORANGE)):
-            axes.fill_between(timestamps, 0, side, step="post", color=colour, alpha=0.85, linewidth=0)
+        for piece in pieces:
+            axes.fill_between(timestamps[piece], 0, held[piece], step="post", color=style[name][0], linewidth=0)
+        if short:
+            axes.axhline(0.0, color=BLACK, linewidth=0.7)
         axes.set_ylim(-1.05 * largest if short else 0, 1.05 * largest)
         axes.set_yticks([-1, 0, 1] if short else [0, 1])
         axes.set_title(f"{name}, mean {np.nanmean(held):.2f}", loc="left", fontsize="medium", pad=3)
     for axes in (top, *rest):
         _tidy(axes)
-        _shade(axes, timestamps, regime)
+        _mark_starts(axes, timestamps, starts)
+        if regime is not None:
+            _shade(axes, timestamps, regime)
     rest[-1].set_xlim(timestamps[0], timestamps[-1])
     _time_axis(rest[-1], timestamps)
+    if regime is None:
+        return figure
     patches = [
         Patch(facecolor=colour, edgecolor=BLACK, linewidth=0.5, label=f"{name}, {(regime == index).mean():.0%}")
         for index, (name, colour) in enumerate(zip(regime_names, REGIME_COLOURS, strict=False))
@@ -183,6 +227,8 @@ def sharpe_by_size(
 ) -> Figure:
     """Learning curves: Sharpe ratio over the training length, with intervals, between reference levels.
 
+    The first policy lies on top of the others.
+
     Args: one interval per size and policy; references are levels that need no training, e.g. the oracle.
     Raises: ValueError on sizes that do not ascend from 1 up, or a number of intervals that differs from theirs.
     """
@@ -196,14 +242,19 @@ def sharpe_by_size(
     axes = figure.subplots()
     level = next(iter(intervals_by_policy.values()))[0].level
     middle = (len(intervals_by_policy) - 1) / 2
+    nearest = min((later / earlier for earlier, later in pairwise(sizes)), default=2.0)
+    apart = min(1.035, nearest ** (0.5 / len(intervals_by_policy)))
+    style = styles(intervals_by_policy)
     for index, (name, intervals) in enumerate(intervals_by_policy.items()):
-        colour, line = _style(index)
+        colour, line = style[name]
+        above = _above(index, intervals_by_policy)
         # Side by side, or the intervals would hide each other.
-        place = np.asarray(sizes, dtype=np.float64) * 1.035 ** (index - middle)
+        place = np.asarray(sizes, dtype=np.float64) * apart ** (index - middle)
         estimates = np.array([interval.estimate for interval in intervals])
         ends = np.array([[interval.low, interval.high] for interval in intervals]).T
-        axes.vlines(place, *ends, color=colour, linewidth=1.6, alpha=0.8)
-        axes.plot(place, estimates, "o", linestyle=line, color=colour, markersize=5.5, linewidth=1.4, label=name)
+        axes.vlines(place, *ends, color=colour, linewidth=1.6, alpha=0.8, zorder=above)
+        look = {"linestyle": line, "color": colour, "markersize": 5.5, "linewidth": 1.4}
+        axes.plot(place, estimates, "o", label=name, zorder=above, **look)  # type: ignore[arg-type]
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
@@ -228,11 +279,11 @@ def forest(intervals: Mapping[str, Interval], *, label: str, references: Mapping
     figure = Figure(figsize=(9, 1.6 + 0.38 * len(intervals)), layout="constrained")
     axes = figure.subplots()
     for row, interval in enumerate(intervals.values()):
-        axes.hlines(row, interval.low, interval.high, color=BLUE, linewidth=2.4, alpha=0.6)
-        axes.plot(interval.estimate, row, "o", color=BLUE, markersize=7)
+        axes.hlines(row, interval.low, interval.high, color=BLACK, linewidth=2.4, alpha=0.6)
+        axes.plot(interval.estimate, row, "o", color=BLACK, markersize=7)
     for (meaning, value), line in zip(references.items(), LINES * len(references), strict=False):
         axes.axvline(value, color=RED, linewidth=1.4, linestyle=line, label=f"{meaning} ({value:g})", zorder=0)
-    axes.set_yticks(range(len(intervals)), list(intervals))
+    axes.set_yticks(range(len(intervals)), [prose(name) for name in intervals])
     axes.set_ylim(len(intervals) - 0.4, -0.6)
     axes.set_xlabel(label)
     level = next(iter(intervals.values())).level
@@ -250,8 +301,29 @@ def _refuse_empty(what: str, values: Mapping[str, object]) -> None:
         raise ValueError(f"{what}: expected at least one, was empty")
 
 
-def _style(index: int) -> tuple[str, str]:
-    return CYCLE[index % len(CYCLE)], LINES[index // len(CYCLE) % len(LINES)]
+def traded(timestamps: Timestamps, starts: Sequence[int]) -> list[slice]:
+    """Stretches of closes that follow one another: a start later than any other step takes begins the next one."""
+    steps = np.diff(timestamps)
+    inside = np.delete(steps, np.asarray(starts, dtype=np.intp) - 1)
+    longest = inside.max(initial=steps.dtype.type(0)) if len(inside) else None
+    cuts = [start for start in starts if longest is not None and steps[start - 1] > longest]
+    return [slice(start, stop) for start, stop in zip([0, *cuts], [*cuts, len(timestamps)], strict=True)]
+
+
+def _above(index: int, of: Sized) -> float:
+    # Lines lie at 2: the first above the second, all above the bands.
+    return 2.0 + (len(of) - index) / (len(of) + 1)
+
+
+def _mark_starts(axes: Axes, timestamps: Timestamps, starts: Sequence[int]) -> None:
+    for start in starts:
+        axes.axvline(timestamps[start], color=MIDDLE, linewidth=0.8, zorder=1)
+
+
+def _bins(samples: NDArray[np.floating]) -> int:
+    if np.ptp(samples) == 0.0:
+        return 1
+    return max(MIN_BINS, len(np.histogram_bin_edges(samples, "fd")) - 1)
 
 
 def _time_axis(axes: Axes, timestamps: Timestamps) -> None:
@@ -287,7 +359,7 @@ def _label_levels(axes: Axes, levels: Mapping[str, float]) -> None:
     for name, value in sorted(levels.items(), key=lambda item: item[1]):
         place = max(value, place + gap)
         axes.annotate(
-            f"{name} {value:.2f}",
+            f"{name} {number(value, '.2f')}",
             (1.0, place),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from evaluation.report.content import Cell, Column, Figure, Report, Table, slug
 from evaluation.report.display import (
+    CODE,
     VERDICT_MARKS,
+    asked,
     criterion_name,
     fact,
     headline,
     number,
+    observed,
     prose,
     sentence,
     settled_by,
@@ -28,6 +32,10 @@ from evaluation.statistics.interval import Interval
 from evaluation.verdict import Decision
 
 DECISION_MARKS = {Decision.GO: "✓", Decision.CONDITIONAL: "◐", Decision.NO_GO: "✗"}
+LONG, SHORT = 40, 26
+"""Characters of a text that wants room to wrap, and of one that need not wrap at all."""
+PHONE = 42
+"""Characters across a phone; what is wider than that scrolls."""
 
 
 def render_page(report: Report) -> str:
@@ -51,11 +59,12 @@ def render_page(report: Report) -> str:
         ],
         style=Markup(_resource("report.css")),  # noqa: S704  our own file
         marks=VERDICT_MARKS,
+        asked=asked,
         criterion_name=criterion_name,
         fact=fact,
+        observed=observed,
         sentence=sentence,
         settled_by=settled_by,
-        words=words,
     )
 
 
@@ -72,17 +81,37 @@ class _Shown:
 
 def _table(table: Table) -> dict[str, object]:
     scales = [_scale(table, index) for index in range(len(table.columns))]
-    numeric = [
-        column.interval or any(isinstance(row[index], int | float) for row in table.rows)
-        for index, column in enumerate(table.columns)
-    ]
+    rows = [[_shown(*parts) for parts in zip(row, table.columns, scales, strict=True)] for row in table.rows]
+    kinds = [_kind(table, index) for index in range(len(table.columns))]
     return {
         "id": "table-" + table.slug,
         "name": table.name,
         "note": table.note,
-        "columns": list(zip(table.columns, numeric, strict=True)),
-        "rows": [[_shown(*parts) for parts in zip(row, table.columns, scales, strict=True)] for row in table.rows],
+        "columns": list(zip(table.columns, kinds, strict=True)),
+        "rows": rows,
+        "is_wide": sum(_width(table, rows, index) for index in range(len(table.columns))) > PHONE,
     }
+
+
+def _kind(table: Table, index: int) -> str:
+    """Class of a column: "number", also where every number of it is missing, "prose", "short" or none."""
+    cells = [row[index] for row in table.rows]
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if not texts and (index > 0 or any(cell is not None for cell in cells)):
+        return "number"
+    longest = max(map(len, texts), default=0)
+    # The first column is the row's name: it may wrap, since it stays in sight while the others scroll.
+    return "prose" if longest > LONG else "short" if 0 < longest <= SHORT and index > 0 else ""
+
+
+def _width(table: Table, rows: list[list[_Shown]], index: int) -> int:
+    """Characters across a column, its padding included; about, for only a browser knows."""
+    words_of_label = max(map(len, re.split(r"[ _]", table.columns[index].label)), default=0)
+    return (
+        3
+        + max([words_of_label, *(min(len(row[index].text), LONG) for row in rows)])
+        + 10 * any(row[index].ends for row in rows)
+    )
 
 
 def _shown(cell: Cell, column: Column, scale: tuple[float, float] | None) -> _Shown:
@@ -131,6 +160,18 @@ def _figure(figure: Figure) -> dict[str, object]:
     }
 
 
+def _prose(text: str) -> Markup:
+    # Escaped first: nothing of the text itself becomes a tag.
+    parts = CODE.split(str(escape(prose(text))))
+    shown = (f"<code>{part[1:-1]}</code>" if index % 2 else part for index, part in enumerate(parts))
+    return Markup("".join(shown))  # noqa: S704
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may end its line after an underscore, and nowhere else."""
+    return Markup(escape(prose(text)).replace("_", Markup("_<wbr>")))  # noqa: S704
+
+
 def _resource(name: str) -> str:
     return files("evaluation.report").joinpath(name).read_text(encoding="utf-8")
 
@@ -138,5 +179,6 @@ def _resource(name: str) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["prose"] = prose
+    environment.filters["prose"] = _prose
+    environment.filters["breakable"] = _breakable
     return environment.from_string(_resource("report.html.j2"))

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from evaluation.report.content import Cell, Column, Report, Table
-from evaluation.report.display import VERDICT_MARKS, criterion_name, fact, headline, number, sentence, words
+from evaluation.report.content import Cell, Column, Report
+from evaluation.report.display import (
+    CODE,
+    VERDICT_MARKS,
+    asked,
+    criterion_name,
+    fact,
+    headline,
+    number,
+    observed,
+    prose,
+    sentence,
+    settled_by,
+    words,
+)
 from evaluation.statistics.interval import Interval
 from evaluation.verdict import Verdict
 
@@ -20,12 +33,13 @@ def render_summary(report: Report) -> str:
     parts = [
         f"# {_text(report.title)}",
         _text(report.subtitle),
+        *(f"**{_text(caveat)}**" for caveat in report.caveats),
         f"**Recommendation: {report.verdict.decision}.** {_text(headline(report.verdict))}",
         f"**Next step.** {_text(report.verdict.next_step)}",
         "## Criteria",
         *_criteria(report.verdict),
         f"## {_text(report.results.name)}",
-        *_results(report.results),
+        *_results(report),
     ]
     if report.not_shown:
         left = len(report.not_shown) - MAX_POINTS
@@ -41,27 +55,35 @@ def render_summary(report: Report) -> str:
 
 
 def _criteria(verdict: Verdict) -> list[str]:
-    rows = []
+    rows, reasons = [], []
     for criterion in verdict.criteria:
         sign, meaning = VERDICT_MARKS[criterion.passed]
-        rows.append(
-            [criterion_name(criterion), words(criterion.observed), words(criterion.threshold), f"{sign} {meaning}"]
-        )
-    reasons = [f"{criterion_name(criterion)}: {sentence(criterion.reason)}" for criterion in verdict.criteria]
-    return [_grid(["criterion", "observed", "threshold", "result"], "lrrl", rows), "\n".join(_points(reasons))]
+        name = criterion_name(criterion)
+        rows.append([name, " ".join(observed(criterion)), " ".join(asked(criterion)), f"{sign} {meaning}"])
+        settled = settled_by(criterion)
+        reasons.append(f"{name}: {sentence(criterion.reason)}{f' To settle it: {settled}' if settled else ''}")
+    return [_grid(["criterion", "observed", "threshold", "result"], "llll", rows), "\n".join(_points(reasons))]
 
 
-def _results(table: Table) -> list[str]:
-    header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in table.columns]
-    sides = "l" + "r" * (len(header) - 1)
-    shown = table.rows[:MAX_ROWS]
-    rows = [[_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in shown]
-    left = len(table.rows) - MAX_ROWS
+def _results(report: Report) -> list[str]:
+    table = report.results
+    at = [i for i, one in enumerate(table.columns) if one.label in report.summary_columns or not report.summary_columns]
+    columns = [table.columns[index] for index in at]
+    header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in columns]
+    kept = [row for row in table.rows if row[0] in report.summary_rows or not report.summary_rows][:MAX_ROWS]
+    rows = [[_cell(row[index], table.columns[index]) for index in at] for row in kept]
+    # Right where there are numbers, or nothing at all.
+    sides = ["r" if index and not any(isinstance(row[index], str) for row in kept) else "l" for index in at]
     parts = [_grid(header, sides, rows)]
-    if left > 0:
-        parts.append(f"{left} more rows in tables/{table.slug}.csv.")
+    left = {"row": len(table.rows) - len(kept), "column": len(table.columns) - len(at)}
+    more = [f"{count} more {what}{'s' * (count > 1)}" for what, count in left.items() if count]
+    if more:
+        parts.append(f"{' and '.join(more)} in tables/{table.slug}.csv.")
     if table.note:
         parts.append(_text(table.note))
+    shown = {name: said for name, said in report.glossary.items() if name in [row[0] for row in kept]}
+    if shown:
+        parts.append(_text("; ".join(f"{name}: {said}" for name, said in shown.items()) + "."))
     return parts
 
 
@@ -72,7 +94,7 @@ def _cell(cell: Cell, column: Column) -> str:
     return words(cell, column.format)
 
 
-def _grid(header: Sequence[str], sides: str, rows: Sequence[Sequence[str]]) -> str:
+def _grid(header: Sequence[str], sides: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return "No rows."
     rule = [{"l": "---", "r": "--:"}[side] for side in sides]
@@ -89,8 +111,14 @@ def _line(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """One line in which HTML, links, emphasis, code and table borders are only characters."""
-    line = _line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
+    """One line in which HTML, links, emphasis and table borders are only characters; code spans stay what they are."""
+    line = prose(_line(text))
+    # Every second part is a code span, whose characters mean nothing to Markdown.
+    return "".join(part if index % 2 else _escaped(part) for index, part in enumerate(CODE.split(line)))
+
+
+def _escaped(text: str) -> str:
+    line = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for character in "`*|":
         line = line.replace(character, "\\" + character)
     return line.replace("](", "]\\(")

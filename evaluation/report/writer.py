@@ -82,8 +82,10 @@ def _json(report: Report) -> dict[str, Any]:
     return {
         "title": report.title,
         "subtitle": report.subtitle,
+        "caveats": list(report.caveats),
         "verdict": stored(report.verdict.to_dict()),
         "results": _json_table(report.results),
+        "glossary": dict(report.glossary),
         "sections": [
             {
                 "title": section.title,

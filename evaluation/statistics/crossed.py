@@ -79,7 +79,9 @@ def seed_margin(rows: Floats) -> tuple[tuple[float, float], ...]:
 
 def seeds_said(S: int) -> str:
     """End of a `method`: what the interval says about seeds."""
-    return f", crossed with {S} seeds" if S > 1 else "; one seed, so it does not cover the spread between seeds"
+    if S > 1:
+        return f", crossed with {S} training runs"
+    return "; one training run, so it does not cover the spread between runs"
 
 
 def resampled_deviations(effects: Floats, resamples: int, rng: np.random.Generator) -> Floats:

@@ -34,7 +34,7 @@ class Interval:
 class NotDecidable(ValueError):  # noqa: N818  an answer rather than a mistake of the caller
     """The data are sound but too few: "cannot be decided, needs 40 more bars".
 
-    Args: needed: how many more, at least 1; what: of what, in the plural ("bars", "paths", "seeds"); reason: why.
+    Args: needed: how many more, at least 1; what: of what, in the plural ("bars", "training runs"); reason: why.
     """
 
     def __init__(self, needed: int, what: str, reason: str):

@@ -134,7 +134,7 @@ def kill_switch_difference(killed_a: ArrayLike, killed_b: ArrayLike, *, margin: 
         low=_lower(above, x, P, tail) - above(y, P, tail),
         high=high(P),
         level=level,
-        method=f"exact {'Clopper-Pearson' if S == 1 else 'Hoeffding'} bounds of discordant runs, {P} paths, {S} seeds",
+        method=f"exact {'Clopper-Pearson' if S == 1 else 'Hoeffding'} bounds of discordant runs, {P} paths x {S} runs",
     )
     smallest = min(map(_mcnemar, (a & ~b).sum(axis=1), (b & ~a).sum(axis=1)))
     return KillSwitchTest(

@@ -28,6 +28,7 @@ CRITERIA = [
     "kill_switch",
     "latency",
     "valid_actions",
+    "instrument",
 ]
 FOLDS = (
     "data.split.train_years=2",
@@ -95,7 +96,8 @@ def test_a_suite_ends_with_a_verdict_and_everything_a_script_needs(suite: SmokeR
     assert (result["status"], result["exit_code"]) == ("evaluated", 0)
     assert result["verdict"]["decision"] in ("GO", "CONDITIONAL", "NO-GO")
     assert [one["name"] for one in result["verdict"]["criteria"]] == CRITERIA
-    assert result["verdict"]["criteria"][-1]["passed"] is True
+    assert result["verdict"]["criteria"][-2]["passed"] is True
+    assert result["caveats"] == ["Smoke run: its numbers mean nothing."]
     config = load_config("suite-smoke").evaluation.suite
     assert result["by_train_bars"].keys() == {str(bars) for bars in config.train_bars}
     assert result["by_train_bars"][str(config.primary_train_bars)] == result["verdict"]["decision"]
@@ -155,6 +157,7 @@ def test_the_page_opens_in_a_browser_and_fits_a_phone(suite: SmokeRun) -> None:
     assert min(widths) > 0
     assert across <= 400
     assert suite.result["verdict"]["decision"] in text
+    assert text.index("Smoke run: its numbers mean nothing.") < text.index("Next step.")
 
 
 def test_running_again_reads_everything_back(suite: SmokeRun, tmp_path: Path) -> None:
@@ -184,6 +187,12 @@ def test_a_walk_forward_over_real_bars_gives_the_same_numbers_on_every_engine(
     result = walk_forward.result
     assert walk_forward.returncode == 0, walk_forward.stderr
     assert result["by_train_bars"] == {}
+    assert result["caveats"] == ["Smoke run: its numbers mean nothing."]
+    sections = {one["title"]: one for one in json.loads(Path(result["numbers"]).read_text())["sections"]}
+    assert [figure["name"] for figure in sections["One market looked at closely"]["figures"]] == [
+        *("Price and positions", "Masks and choices")
+    ]
+    assert "World model" in sections
     serial = walk_again(tmp_path / "var")
     assert (serial.computed, serial.resumed) == (result["tasks"]["computed"], 0)
     assert numbers(serial.files.json, clock=False) == numbers(result["numbers"], clock=False)

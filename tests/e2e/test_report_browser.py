@@ -56,6 +56,8 @@ def address(tmp_path_factory) -> str:
         (Column("policy"), *(Column(f"measure {index}", "share of bars", ".3f", interval=True) for index in range(8))),
         tuple((f"policy {row}", *(interval(0.1 * row, -1.0, 2.0) for _ in range(8))) for row in range(4)),
     )
+    steps = Table("Next steps", (Column("verdict"), Column("next step")), (("NO-GO", "word " * 40),))
+    small = Table("A small table", (Column("a"), Column("b")), (("x", 1),))
     figures = (
         Figure("Equity", png(9.0), "A line.", "After costs."),
         Figure("Drawdown", png(9.0), "Another line."),
@@ -63,7 +65,7 @@ def address(tmp_path_factory) -> str:
     long = report(
         title="Evaluation of a_policy_with_a_very_long_name_that_has_no_place_to_break_at_all",
         results=results(policy="policy_with_a_very_long_name_that_has_no_place_to_break"),
-        sections=(Section("Evidence", ("word " * 80,), (wide,), figures),),
+        sections=(Section("Evidence", ("word " * 80,), (wide, steps, small), figures),),
         reproduce=("detent evaluate --suite " + "--set a.b.c=1 " * 20,),
         facts={"config hash": "0123456789abcdef" * 4},
     )
@@ -107,13 +109,58 @@ def test_the_page_never_scrolls_sideways_and_what_is_wide_scrolls_in_its_box(ope
             return {left: frame.left, right: frame.right, end: inside.right, tab: box.tabIndex};
         })""",
     )
-    assert len(boxes) == 5
+    assert len(boxes) == 7
     for box in boxes:
         assert box["left"] >= 0
         assert box["right"] <= width
         # Scrolled to its end, the last column is inside the frame; the keyboard gets there too.
         assert box["end"] <= box["right"] + 1
         assert box["tab"] == 0
+
+
+def test_what_is_wide_says_so_on_a_phone(opened: Page) -> None:
+    tables = opened.eval_on_selector_all(
+        "figure.table",
+        """figures => figures.map(figure => {
+            const box = figure.querySelector(".scroll");
+            const hint = getComputedStyle(figure.querySelector("figcaption"), "::after").content;
+            return {id: figure.id, wide: box.scrollWidth > box.clientWidth, hint: hint.includes("swipe")};
+        })""",
+    )
+    assert {table["id"] for table in tables if table["wide"]} >= {"table-a-wide-table"}
+    assert {table["id"]: table["hint"] for table in tables} == {table["id"]: table["wide"] for table in tables}
+    opened.set_viewport_size({"width": 1200, "height": 800})
+    content = opened.eval_on_selector("figcaption", "one => getComputedStyle(one, '::after').content")
+    assert "swipe" not in content
+
+
+def test_names_break_after_underscores_only(opened: Page) -> None:
+    lines = opened.evaluate(
+        """() => {
+            const name = document.querySelector("#table-results tbody th"), walker =
+                document.createTreeWalker(name, NodeFilter.SHOW_TEXT), found = [];
+            for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+                const range = document.createRange();
+                range.selectNodeContents(node);
+                found.push([node.data.trim(), range.getClientRects().length]);
+            }
+            return found.filter(([text]) => text);
+        }"""
+    )
+    assert [text for text, _ in lines][:3] == ["policy_", "with_", "a_"]
+    assert {rows for _, rows in lines} == {1}
+
+
+def test_a_table_takes_the_whole_width_of_the_page(opened: Page) -> None:
+    opened.set_viewport_size({"width": 1280, "height": 800})
+    box = opened.locator("#table-a-wide-table .scroll").bounding_box()
+    assert box is not None
+    assert box["width"] >= 1200
+
+
+def test_prose_in_a_table_has_room(opened: Page) -> None:
+    width = opened.eval_on_selector("td.prose", "cell => cell.getBoundingClientRect().width")
+    assert width >= 18 * 16
 
 
 def test_names_stay_in_sight_while_a_table_scrolls(opened: Page) -> None:

@@ -12,7 +12,7 @@ from suite_worlds import result_of, same
 
 from benchmarks.contenders import Lesson, fit_references, silent
 from benchmarks.folds import FoldResult, FoldTask, run_folds
-from benchmarks.walk_forward import fold_tasks, join_folds, panel_of, plan_folds, work_on_fold
+from benchmarks.walk_forward import first_runs, fold_tasks, join_folds, panel_of, plan_folds, work_on_fold
 from configs import ConfigError, DetentConfig, load_config
 from data import FEATURE_FIELDS, LOOKBACK, DataError, FeatureTable, HistoryError
 from evaluation import backtest, metrics_by_path
@@ -218,6 +218,30 @@ def test_folds_are_joined_in_time_order_and_metrics_stay_apart():
     assert (one.paths, one.train_bars) == (1, 0)
     assert policies["linear_signal"].returns.shape == (2, 1, 78)
     assert policies["linear_signal"].metrics["max_drawdown"].shape == (2, 2)
+
+
+def test_the_first_runs_are_joined_over_folds_and_the_newest_shows_its_masks():
+    labels = [f"fold {fold}, linear_signal, run {run}" for fold, run in ((2, 2), (2, 1), (1, 2), (1, 1))]
+    chosen = [next(one for one in tasks() if one.label == label) for label in labels]
+    results = [result(label) for label in labels]
+    for one, values in zip(results, (0.1, 0.2, 0.3, 0.4), strict=True):
+        rows = 10 if "fold 2" in one.label else 30
+        one.arrays["linear_signal.pit"] = np.full((rows, 3), values, np.float32)
+        one.arrays["linear_signal.coverage"] = np.full(3, values)
+    try:
+        found = first_runs(results, chosen)["linear_signal"]
+    finally:
+        for one in results:
+            del one.arrays["linear_signal.pit"], one.arrays["linear_signal.coverage"]
+    first, second = (result(f"fold {fold}, linear_signal, run 1").arrays for fold in (1, 2))
+    positions = [arrays["linear_signal.position"] for arrays in (first, second)]
+    assert np.array_equal(found["position"], np.concatenate(positions))
+    assert found["position"].shape == (80,)
+    assert np.array_equal(found["actions"], second["linear_signal.actions"])
+    assert np.array_equal(found["rule_states"], second["linear_signal.rule_states"])
+    assert np.array_equal(found["pit"][:, 0], np.repeat(np.float32([0.4, 0.2]), (30, 10)))
+    assert found["coverage"] == pytest.approx([0.35] * 3)  # by rows, 30 and 10
+    assert "pit" not in first_runs(results, chosen)["linear_signal"]
 
 
 def test_the_order_in_which_tasks_are_listed_does_not_matter():

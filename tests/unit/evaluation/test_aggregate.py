@@ -42,7 +42,7 @@ def test_the_resampled_error_is_that_of_a_trimmed_mean():
     expected = winsorised.std(ddof=1) / (0.5 * math.sqrt(400))
     interval = interquartile_mean(scores, level=0.95, resamples=2000, seed=0)
     assert interval.standard_error == pytest.approx(expected, rel=0.1)
-    assert "one seed" in interval.method
+    assert "one training run" in interval.method
 
 
 def test_interquartile_mean_covers_with_three_seeds():

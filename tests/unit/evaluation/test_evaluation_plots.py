@@ -22,6 +22,13 @@ def size_of(png: bytes) -> tuple[int, int]:
     return struct.unpack(">II", png[16:24])
 
 
+def luminance(colour: tuple[float, float, float, float]) -> float:
+    """Of a colour over white."""
+    *parts, alpha = colour
+    red, green, blue = (alpha * part + 1 - alpha for part in parts)
+    return sum(w * p**2.2 for w, p in zip((0.2126, 0.7152, 0.0722), (red, green, blue), strict=True))
+
+
 def texts(figure) -> list[str]:
     """All titles, axis and legend labels of a figure."""
     found = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
@@ -47,6 +54,18 @@ def test_equity_and_drawdown_draws_each_policy_and_a_band_for_many_paths(make_dy
     assert size_of(png_bytes(figure, dpi=50)) == (500, 300)
 
 
+def test_a_drawdown_tick_is_labelled_with_what_it_is(make_dynamics, rough_history):
+    dynamics = make_dynamics()
+    figure = equity_and_drawdown({"buy and hold": backtest(dynamics, *rough_history, BuyAndHold(dynamics))})
+    bottom = figure.axes[1]
+    bottom.set_ylim(-0.075, 0.0)
+    bottom.set_yticks([-0.075, -0.05, -0.025, 0.0])
+    figure.canvas.draw()
+    assert [tick.get_text().lstrip("\N{MINUS SIGN}-") for tick in bottom.get_yticklabels()] == [
+        *("7.5%", "5.0%", "2.5%", "0.0%")
+    ]
+
+
 def test_equity_and_drawdown_refuses_nothing_and_different_windows(make_dynamics, rough_history):
     with pytest.raises(ValueError, match="at least one"):
         equity_and_drawdown({})
@@ -65,6 +84,8 @@ def test_holdout_calibration_of_uniform_values_is_one_everywhere():
     np.testing.assert_allclose(stairs.get_data().values, 1.0)
     assert figure.axes[1].lines[1].get_xydata().tolist() == [[0.5, 0.52], [0.8, 0.81], [0.95, 0.94]]
     assert any("2,000 rows, 2 features" in text for text in texts(figure))
+    (patch,) = figure.axes[0].get_legend().get_patches()[:1]
+    assert luminance(patch.get_facecolor()) < 0.65, "the band is seen on white"
     size_of(png_bytes(figure, dpi=50))
 
 

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from report_worlds import interval
 
 from evaluation.plots import png_bytes
@@ -16,7 +17,10 @@ from evaluation.report.figures import (
     forest,
     regime_and_position,
     sharpe_by_size,
+    styles,
+    traded,
 )
+from evaluation.report.policies import POLICIES
 
 DAYS = np.datetime64("2020-01-01", "ns") + np.arange(300) * np.timedelta64(1, "D")
 
@@ -68,6 +72,65 @@ def test_difference_distribution_says_how_much_lies_above_each_threshold():
     assert axes.get_title(loc="left") == title
     assert legend(figure) == ["no difference (0): 75% lie above", "required (0.2): 25% lie above"]
     difference_distribution(np.zeros(5), interval(0.0, 0.0, 0.0), {})
+
+
+def test_a_bootstrap_of_few_resamples_still_shows_its_shape():
+    figure = difference_distribution(np.random.default_rng(0).normal(size=200), interval(0.0, -2.0, 2.0), {})
+    assert len(figure.axes[0].patches) - 1 >= 20  # the interval is a patch as well
+
+
+def test_drawdown_ticks_are_labelled_with_what_they_are():
+    equity = np.concatenate([np.linspace(1.0, 0.93, 50), np.linspace(0.93, 1.0, 50)])[None]
+    bottom = equity_fan(np.arange(100), {"one": equity}).axes[1]
+    bottom.figure.canvas.draw()
+    labels = [tick.get_text().replace(MINUS, "-") for tick in bottom.get_yticklabels()]
+    np.testing.assert_allclose([float(label.rstrip("%")) / 100 for label in labels], bottom.get_yticks(), atol=1e-9)
+    assert any("." in label for label in labels)
+
+
+def test_a_policy_looks_the_same_in_every_figure():
+    looks = styles(["unknown", "mbpo"])
+    assert len({looks[name] for name in (*POLICIES, "unknown")}) == len(POLICIES) + 1
+    assert styles(["mbpo"])["mbpo"] == styles(["ridge", "unknown", "mbpo"])["mbpo"]
+    curves = {name: [interval(1.0, 0.8, 1.2)] * 2 for name in ("sac", "mbpo")}
+    held = {name: np.full(300, 0.5) for name in ("mbpo", "sac")}
+    fan = equity_fan(DAYS, {"ridge": grown(1), "sac": grown(1), "mbpo": grown(1)}).axes[0]
+    lines = {line.get_label(): line.get_color() for line in fan.lines}
+    assert {line.get_label(): line.get_color() for line in sharpe_by_size((5, 6), curves, {}).axes[0].lines} == {
+        name: lines[name] for name in curves
+    }
+    strips = regime_and_position(DAYS, grown(1)[0], None, held).axes[1:]
+    for name, axes in zip(held, strips, strict=True):
+        assert to_hex(axes.collections[0].get_facecolor()[0]) == lines[name].lower()
+
+
+def test_the_first_policy_lies_on_top():
+    fan = equity_fan(DAYS, {"mbpo": grown(3), "sac": grown(3), "ridge": grown(3)}).axes[0]
+    heights = [line.get_zorder() for line in fan.lines if line.get_label() in POLICIES]
+    assert heights == sorted(heights, reverse=True)
+    assert len(set(heights)) == 3
+    assert min(heights) > max(band.get_zorder() for band in fan.collections)
+
+
+def test_nothing_is_drawn_across_time_nobody_traded_and_folds_are_marked():
+    days = np.concatenate([DAYS[:50], DAYS[150:200], DAYS[200:250]])
+    assert traded(days, (50, 100)) == [slice(0, 50), slice(50, 150)]
+    assert traded(DAYS, ()) == [slice(0, 300)]
+    equity = np.concatenate([np.linspace(1.0, 0.9, 50), np.full(50, 0.9), np.linspace(0.9, 1.2, 50)])[None]
+    figure = equity_fan(days, {"mbpo": equity}, starts=(50, 100))
+    top, bottom, _ = figure.axes
+    pieces = [line for line in top.lines if len(line.get_xdata()) > 2]
+    assert [len(line.get_xdata()) for line in pieces] == [50, 100]
+    rules = [line.get_xdata()[0] for line in top.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    assert rules == [days[50], days[100]]
+    assert legend(figure) == ["mbpo"]
+    # The account of a fold has a peak of its own.
+    drawdown = np.concatenate([line.get_ydata() for line in bottom.lines if len(line.get_xdata()) > 2])
+    assert drawdown[49] == pytest.approx(-0.1)
+    assert drawdown[50:].min() == pytest.approx(0.0)
+    price, strip = regime_and_position(days, equity[0], None, {"mbpo": np.ones(150)}, starts=(50, 100)).axes
+    assert [len(line.get_xdata()) for line in price.lines if len(line.get_xdata()) > 2] == [50, 100]
+    assert len(strip.collections) == 2
 
 
 def test_regimes_shade_the_bars_they_lasted_and_positions_keep_their_sign():

@@ -14,10 +14,10 @@ from report_worlds import UGLY, interval, png, report, results, verdict
 
 from evaluation.report import Column, Figure, Section, Table, write_report
 from evaluation.report.content import slug
-from evaluation.report.display import MINUS, MISSING, fact, number
-from evaluation.verdict import Decision
+from evaluation.report.display import ASKED, MINUS, MISSING, asked, fact, number, observed, sentence
+from evaluation.verdict import MEASURES, Criterion, Decision
 
-VOID = {"meta", "img", "line", "circle", "br"}
+VOID = {"meta", "img", "line", "circle", "br", "wbr"}
 ATTACK = '"><script>alert(1)</script><img src=x onerror=alert(1)>|`*](http://evil)&amp;'
 
 
@@ -153,7 +153,6 @@ def test_markup_in_any_text_is_shown_and_not_obeyed(tmp_path):
     criteria = [
         dataclasses.replace(criterion, reason=ATTACK, settled_by="x" + ATTACK) for criterion in verdict().criteria
     ]
-    criteria[0] = dataclasses.replace(criteria[0], name=ATTACK)
     attacked = report(
         title=ATTACK,
         subtitle=ATTACK,
@@ -174,6 +173,8 @@ def test_markup_in_any_text_is_shown_and_not_obeyed(tmp_path):
         not_shown=(ATTACK,),
         reproduce=(ATTACK,),
         facts={ATTACK: ATTACK},
+        caveats=(ATTACK,),
+        glossary={ATTACK: ATTACK},
     )
     files = write_report(attacked, tmp_path)
     seen = page(tmp_path)
@@ -225,16 +226,18 @@ def test_images_have_words_and_a_size(tmp_path):
 
 @pytest.mark.parametrize("decision", list(Decision))
 def test_the_verdict_comes_first_with_words_for_every_answer(tmp_path, decision):
-    write_report(report(verdict=verdict(decision)), tmp_path)
+    write_report(report(verdict=verdict(decision), caveats=("Smoke run.",)), tmp_path)
     text = re.sub(r"\s+", " ", page(tmp_path).text)
     order = [
-        f"{decision} B replaces a; Sharpe higher by 0.12.",
+        f"{decision} ⚠ Smoke run. b replaces a; Sharpe higher by 0.12.",
         "Next step. Keep a for now.",
-        "✓ Sharpe gain, point estimate met observed 0.3 threshold 0.1 Gain 0.30 of 0.10.",
-        f"✗ Full gain established (reported, decides nothing) not met observed 0.03 threshold 0.02 "
+        "✓ Sharpe gain, point estimate met estimate +0.300 per year, asked for at least +0.100 per year "
+        "Gain 0.30 of 0.10.",
+        "✗ Full gain established (reported, decides nothing) not met lower end of the gain +0.030 per year, "
+        "at least +0.020 per year "
         f"Not established, short by {MINUS}3\N{NO-BREAK SPACE}%.",
-        f"? Decides in time cannot be decided observed {MISSING} threshold 50 Decision time was not measured. "
-        "To settle it: Measure the decision time.",
+        f"? Decides in time cannot be decided upper bound on p99 {MISSING}, allowed up to 50 ms "
+        "Decision time was not measured. To settle it: Measure the decision time.",
         "Main result",
         "Per fold",
         "What was not shown",
@@ -248,8 +251,10 @@ def test_the_verdict_comes_first_with_words_for_every_answer(tmp_path, decision)
 
 
 def test_the_summary_starts_with_the_recommendation_and_names_every_part(tmp_path):
-    lines = write_report(report(), tmp_path).summary.read_text().splitlines()
-    assert lines[4] == "**Recommendation: CONDITIONAL.** B replaces a; Sharpe higher by 0.12."
+    said = report(caveats=("Smoke run: its numbers mean nothing.",))
+    lines = write_report(said, tmp_path).summary.read_text().splitlines()
+    assert lines[4] == "**Smoke run: its numbers mean nothing.**"
+    assert lines[6] == "**Recommendation: CONDITIONAL.** b replaces a; Sharpe higher by 0.12."
     assert [line for line in lines if line.startswith("#")] == [
         "# A against B",
         "## Criteria",
@@ -257,8 +262,94 @@ def test_the_summary_starts_with_the_recommendation_and_names_every_part(tmp_pat
         "## What was not shown",
         "## How to reproduce",
     ]
-    assert "| Full gain established (reported, decides nothing) | 0.03 | 0.02 | ✗ not met |" in lines
+    assert (
+        "| Full gain established (reported, decides nothing) | lower end of the gain +0.030 per year "
+        "| at least +0.020 per year | ✗ not met |"
+    ) in lines
+    assert "- Decides in time: Decision time was not measured. To settle it: Measure the decision time." in lines
     assert "    detent evaluate --suite" in lines
+
+
+def test_the_summary_shows_the_columns_and_rows_that_were_chosen(tmp_path):
+    chosen = report(
+        summary_columns=("policy", "drawdown"),
+        summary_rows=("a", "flat"),
+        glossary={"a": "the old one", "b + planner": "the new one"},
+    )
+    text = write_report(chosen, tmp_path).summary.read_text()
+    assert "| policy | drawdown, share |\n| --- | --: |" in text
+    assert f"| a | {MISSING} |\n| flat | {MISSING} |\n\n1 more row and 3 more columns in tables/results.csv." in text
+    assert "a: the old one.\n" in text
+    assert "the new one" not in text
+    # The page shows everything.
+    assert "b + planner: the new one" in re.sub(r"\s+", " ", page(tmp_path).text.replace("b + planner", "b + planner:"))
+    with pytest.raises(ValueError, match="summary_columns: expected names of"):
+        report(summary_columns=("nothing",))
+    with pytest.raises(ValueError, match="summary_rows: expected names of"):
+        report(summary_rows=("nobody",))
+
+
+def test_code_in_text_is_code_and_nothing_else_becomes_markup(tmp_path):
+    said = "Timed by `detent bench latency --set a=-1`, not `<b>`, at -3 %."
+    write_report(report(results=dataclasses.replace(results(), note=said)), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert (
+        f"Timed by <code>detent bench latency --set a=-1</code>, not `&lt;b&gt;`, at {MINUS}3\N{NO-BREAK SPACE}%."
+        in text
+    )
+    summary = (tmp_path / "summary.md").read_text()
+    assert r"Timed by `detent bench latency --set a=-1`, not \`&lt;b>\`, at" in summary
+
+
+def test_names_break_after_underscores_only_and_minus_signs_are_alike(tmp_path):
+    rows = (("random_valid - a_b", -0.5, "2001-01-01 to 2001-12-31", "x" * 50),)
+    columns = (Column("pair"), Column("gain", format=".1f"), Column("test"), Column("next_step"))
+    write_report(report(results=Table("Pairs", columns, rows), sections=()), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert f"random_<wbr>valid\N{NO-BREAK SPACE}{MINUS} a_<wbr>b" in text
+    assert "next_<wbr>step" in text
+    assert '<td class="short">2001-01-01 to 2001-12-31' in text
+    assert '<td class="prose">xxx' in text
+    assert f"random_valid\N{NO-BREAK SPACE}{MINUS} a_b" in (tmp_path / "summary.md").read_text()
+    # What machines read is what was said.
+    assert "random_valid - a_b" in (tmp_path / "report.json").read_text()
+
+
+def test_a_column_without_any_value_is_one_of_numbers(tmp_path):
+    columns = (Column("policy"), Column("hit rate", format=".1%"))
+    write_report(report(results=Table("Rates", columns, (("a", None), ("b", math.nan))), sections=()), tmp_path)
+    assert [cell.get("class") for cell in page(tmp_path).find("td")] == ["number", "number"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "threshold", "shown"),
+    [
+        ("drawdown", 0.666, 0.02, "upper end of the difference +66.6 %, allowed below +2.0 %"),
+        (
+            "sharpe_above_zero",
+            -0.354,
+            0.0,
+            f"lower end of the gain {MINUS}0.354 per year, asked for more than 0 per year",
+        ),
+        ("exposure", 0.578, 0.131, "mean exposure 0.578 of equity, asked for at least 0.131 of equity"),
+        ("latency", 1.649, 50.0, "upper bound on p99 1.65 ms, allowed up to 50 ms"),
+        ("valid_actions", 0, 0, "chosen 0, allowed 0"),
+    ],
+)
+def test_a_criterion_reads_as_a_measure_and_what_is_asked(name, value, threshold, shown):
+    one = Criterion(name=name, passed=True, observed=value, threshold=threshold, reason="")
+    assert f"{' '.join(observed(one))}, {' '.join(asked(one))}" == shown
+
+
+def test_every_registered_question_has_a_side():
+    assert ASKED.keys() == MEASURES.keys()
+
+
+def test_a_name_at_the_start_of_a_sentence_stays_as_it_is():
+    assert sentence("mbpo_planner stays") == "mbpo_planner stays."
+    assert sentence("sac: never") == "sac: never."
+    assert sentence("saccades") == "Saccades."
+    assert sentence("drawdown -3 %.") == "Drawdown -3 %."
 
 
 def test_the_summary_of_a_huge_report_stays_within_two_pages(tmp_path):

@@ -135,8 +135,8 @@ def test_the_samples_spread_as_wide_as_the_interval(seeds, paths):
 def test_one_seed_covers_paths_or_time_only_and_says_so():
     a, b = simulate(np.random.default_rng(7), 1, 5, 200)
     for result in (sharpe_difference(a, b, 252, **SETTINGS), sharpe_difference(a[:, :1], b[:, :1], 252, **SETTINGS)):
-        assert "one seed, so it does not cover the spread between seeds" in result.interval.method
-        assert "one seed, so it does not cover" in result.hac.method
+        assert "one training run, so it does not cover the spread between runs" in result.interval.method
+        assert "one training run, so it does not cover" in result.hac.method
         assert math.isnan(result.components.seed)
     D = (sharpe_by_path(a, 252) - sharpe_by_path(b, 252))[0]
     expected = stats.ttest_1samp(D, 0.0).confidence_interval(0.95)

@@ -147,11 +147,11 @@ def test_three_sharpe_verdicts_stand_apart():
 def test_the_headline_holds_the_numbers():
     assert verdict().headline == (
         "GO: mbpo replaces ppo; annual Sharpe higher by 0.180 (95 % interval 0.120 to 0.240), "
-        "5 seeds, 100 paths of 2520 bars."
+        "5 training runs, 100 paths of 2520 bars."
     )
     worse = verdict(sharpe=gain(-0.2, -0.3, paths=1, block=5.0)).headline
     assert worse.startswith("NO-GO: ppo stays, mbpo does not replace it; annual Sharpe lower by 0.200")
-    assert worse.endswith("5 seeds, one series of 2520 bars.")
+    assert worse.endswith("5 training runs, one series of 2520 bars.")
     undecided = verdict(sharpe=NotDecidable(12, "bars", "too short"))
     assert undecided.headline.endswith("the Sharpe difference cannot be decided, needs 12 more bars: too short.")
     assert undecided.next_step == (
@@ -162,11 +162,11 @@ def test_the_headline_holds_the_numbers():
 def test_a_no_go_names_what_was_violated_and_nothing_else():
     step = verdict(drawdown=loss(0.03, 0.04), invalid_actions=2, latency_ms=None).next_step
     assert step == (
-        "Keep ppo: mean maximum drawdown, difference +0.0300 (95 % interval +0.0200 to +0.0400), allowed less than "
-        "0.02; 2 forbidden actions chosen, allowed 0."
+        "Keep ppo: mean maximum drawdown, difference +3.00 points (95 % interval +2.00 to +4.00), allowed less than "
+        "+2.00; 2 forbidden actions chosen, allowed 0."
     )
     better = verdict().criterion("drawdown").reason
-    assert better.startswith("mean maximum drawdown, difference -0.0100 (95 % interval -0.0250 to +0.0050)")
+    assert better.startswith("mean maximum drawdown, difference -1.00 points (95 % interval -2.50 to +0.50)")
 
 
 def test_a_conditional_says_what_would_settle_it():
@@ -174,9 +174,9 @@ def test_a_conditional_says_what_would_settle_it():
     assert few == "Keep ppo for now. 117 more paths decide the kill-switch rate if its difference stays."
     assert "No number of paths" in verdict(drawdown=loss(0.01, 0.03, needed=None)).next_step
     chance = verdict(drawdown=loss(0.03, 0.06, needed=None)).next_step
-    assert "beyond the margin, which may be chance: more paths or more seeds tell" in chance
+    assert "beyond the margin, which may be chance: more paths or more training runs tell" in chance
     one_seed = verdict(sharpe=gain(0.18, 0.12, seeds=1)).next_step
-    assert "needs 1 more seeds" in one_seed
+    assert "needs 1 more training runs" in one_seed
     assert verdict(latency_ms=None).next_step == "Keep ppo for now. Measure the decision time."
     smaller = verdict(sharpe=gain(0.05, 0.02)).next_step
     assert "less than the 0.10 asked for: say whether it is enough; that it is smaller is established" in smaller
@@ -185,7 +185,7 @@ def test_a_conditional_says_what_would_settle_it():
     # Nobody asks whether less than nothing is enough.
     assert verdict(sharpe=gain(-0.05, -0.2)).criterion("sharpe_point").settled_by == ""
     alone = verdict(sharpe=gain(0.05, -0.02, seeds=1)).next_step
-    assert "with more seeds: one training run says nothing of others" in alone
+    assert "with more training runs: one says nothing of others" in alone
 
 
 def test_a_walk_forward_counts_folds():
@@ -227,7 +227,7 @@ def test_the_sample_named_for_a_wide_interval_shows_the_gain():
     # ((1.96 + 0.84) / 0.15)^2 * 0.04 = 14 times the series and more, for the few seeds.
     assert "more bars" in verdict(sharpe=series).next_step
     hopeless = gain(0.15, -0.05, components=VarianceComponents(0.5, 0.5, 0.0), seeds=3, paths=3)
-    assert "more seeds and more paths together" in verdict(sharpe=hopeless).next_step
+    assert "more training runs and more paths together" in verdict(sharpe=hopeless).next_step
 
 
 def test_measurements_at_other_thresholds_than_registered_are_refused():

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -36,6 +37,7 @@ TINY = (
     "evaluation.suite.train_bars=[250]",
     "evaluation.suite.primary_train_bars=250",
 )
+SMOKE = "Smoke run: its numbers mean nothing."
 FEW = (
     "evaluation.suite.learners=[ridge,model_free,mbpo]",
     "evaluation.suite.check_learners=[]",
@@ -70,7 +72,11 @@ def own_caches(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--suite", "smoke", "--tune", "ridge"), "'model_free', 'sac', 'masked_dqn', 'mbpo'"),
         (("--suite", "smoke", "--profile", "smoke"), "expected none beside --suite"),
         (("--engine", "threads"), "'serial', 'joblib', 'ray'"),
-        (("--jobs", "0"), "--jobs"),
+        (("--tune", "nonsense"), "'--tune': expected one of 'model_free', 'sac', 'masked_dqn', 'mbpo', was 'nonsense'"),
+        (("--jobs", "0"), "'--jobs': expected a whole number of at least 1, was '0'"),
+        (("--jobs", "two"), "'--jobs': expected a whole number of at least 1, was 'two'"),
+        (("--suite", "smoke", "--tune", "sac", "--trials", "0"), "'--trials': expected a whole number of at least 1"),
+        (("--suite", "smoke", "--tune", "sac", "--runs", "-1"), "of at least 1, was '-1'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
@@ -81,6 +87,7 @@ def test_wrong_usage_is_exit_code_2_and_says_what_there_is(
     result = evaluate(*arguments, "-w", tmp_path / "var")
     assert result.exit_code == 2, result.output
     assert message in result.stderr
+    assert "Value error" not in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,6 +206,17 @@ def test_a_dry_run_lists_every_task_and_which_are_stored_and_writes_nothing(tmp_
     assert shown[-1] == f"{len(tasks)} tasks, 1 of them stored"
 
 
+@pytest.mark.parametrize("more", [("--dry-run",), ()], ids=["dry run", "run"])
+def test_a_cluster_without_ray_is_exit_code_78(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    # None in the table of modules: an import fails as if it were not installed.
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = evaluate("--suite", "smoke", "--engine", "ray", "-q", "-w", tmp_path / "var", *more)
+    assert result.exit_code == 78, result.output
+    assert "expected ray to be installed, was absent: pip install 'detent[ray]'" in result.stderr
+
+
 def test_a_dry_run_of_a_walk_forward_lists_folds_learners_and_runs(tmp_path: Path) -> None:
     fewer = settings("evaluation.walk_forward.max_folds=1", "evaluation.walk_forward.learners=[sac,mbpo]")
     plan = json.loads(evaluate("-p", "suite-smoke", *fewer, "-w", tmp_path / "var", "--dry-run", "--json").stdout)
@@ -265,7 +283,7 @@ def test_the_verdict_fits_a_terminal_of_80_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    cli_evaluate._print_verdict(found(tmp_path))
+    cli_evaluate._print_verdict(found(tmp_path, caveats=("Smoke run: its numbers mean nothing.",)))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].rstrip() == "Walk-forward over [bold]mine[/bold]"
     assert lines[-1] == f"report {tmp_path / 'report.html'}"
@@ -275,9 +293,29 @@ def test_the_verdict_fits_a_terminal_of_80_columns(
     assert ["linear_signal", f"{MINUS}0.12", f"({MINUS}11.05", "to", "+9.64)", "8.9%", "100.0%"] in rows
     assert ["flat", "+0.00", MISSING, MISSING] in rows
     text = " ".join(" ".join(lines).split())
-    assert "CONDITIONAL B replaces a; Sharpe higher by 0.12." in text
-    assert "✗ Full gain established not met Not established, short by -3 (reported, decides nothing) %." in text
+    assert "! Smoke run: its numbers mean nothing. CONDITIONAL b replaces a; Sharpe higher by 0.12." in text
+    assert f"✗ Full gain established not met Not established, short by {MINUS}3 (reported, decides nothing) %." in text
     assert "? Decides in time cannot be decided Decision time was not measured." in text
+
+
+def test_a_walk_forward_shows_the_ratio_that_the_verdict_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    columns = (
+        Column("policy"),
+        Column("Sharpe of joined folds", "per year", "+.2f"),
+        Column("mean Sharpe of a fold", "per year", "+.2f", interval=True),
+        Column("max drawdown", "share", ".1%", interval=True),
+        Column("kill switch", "share of folds", ".1%"),
+    )
+    rows = (("linear_signal", 0.77, interval(1.5, 0.1, 2.0), interval(0.05, 0.0, 0.3), 0.0),)
+    one = found(tmp_path)
+    folds = replace(one, report=replace(one.report, results=Table("Results", columns, rows)))
+    cli_evaluate._print_verdict(folds)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["policy", "Sharpe", "of", "joined", "folds", "max", "drawdown", "kill", "switch"] in map(str.split, lines)
+    assert ["linear_signal", "+0.77", "5.0%", "0.0%"] in map(str.split, lines)
 
 
 def test_a_verdict_without_a_number_is_still_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,6 +325,7 @@ def test_a_verdict_without_a_number_is_still_json(tmp_path: Path, capsys: pytest
     assert written["tasks"] == {"computed": 3, "resumed": 1}
     assert written["by_train_bars"] == {}  # a walk-forward has no training lengths
     assert written["run_id"] is None
+    assert written["caveats"] == []
 
 
 def test_metrics_are_logged_by_training_length_and_only_where_there_is_a_value() -> None:
@@ -351,7 +390,24 @@ def test_a_frozen_suite_and_a_walk_forward_under_registered_rules_need_no_caveat
 
 
 def test_a_smoke_run_says_that_its_numbers_mean_nothing() -> None:
-    assert departures(load_config("suite-smoke"), is_suite=True) == ("Smoke run: its numbers mean nothing.",)
+    assert departures(load_config("suite-smoke"), is_suite=True) == (SMOKE,)
+    assert departures(load_config("smoke"), is_suite=False) == (SMOKE,)
+    fewer = ["evaluation.walk_forward.max_folds=2", "data.source.symbol=nasdaq", "seed=3"]
+    assert departures(load_config("smoke", fewer), is_suite=False) == (SMOKE,)
+    assert departures(load_config("suite-smoke", fewer), is_suite=False) == (SMOKE,)
+    assert departures(load_config("suite", fewer), is_suite=False) == ()
+
+
+def test_a_changed_setting_makes_no_smoke_run_a_real_one() -> None:
+    assert departures(load_config("suite-smoke", ["seed=3"]), is_suite=True) == (
+        SMOKE,
+        "Not the smoke suite: seed 3 instead of 0.",
+    )
+    registered = ["evaluation.verdict.drawdown_margin=0.99"]
+    assert departures(load_config("smoke", registered), is_suite=False) == (
+        SMOKE,
+        "Not the registered verdict: drawdown_margin 0.99 instead of 0.02.",
+    )
 
 
 def test_changed_settings_and_thresholds_are_named() -> None:
@@ -363,10 +419,10 @@ def test_changed_settings_and_thresholds_are_named() -> None:
     assert departures(load_config("default", changed), is_suite=False) == (
         "Not the registered verdict: drawdown_margin 0.99 instead of 0.02.",
     )
-    said, resamples = departures(load_config("suite-smoke", ["seed=1"]), is_suite=True)
-    assert resamples == "Not the registered verdict: resamples 200 instead of 2000."
+    many = [f"mbpo.ppo.{name}" for name in ("n_epochs=7", "gamma=0.5", "ent_coef=0.5", "learning_rate=0.5")]
+    (said,) = departures(load_config("suite", ["seed=1", "mbpo.penalty_coef=0.5", *many]), is_suite=True)
     assert said.startswith("Not the frozen suite: seed 1 instead of 0, ")
-    assert said.endswith(" more.")
+    assert said.endswith(" and 1 more.")
 
 
 def test_help_names_the_extra_for_a_cluster() -> None:
