@@ -24,13 +24,13 @@ TUNING_RUNS = 50_000
 
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "model_free": {
-        "model_free.total_steps": (600_000, 1_200_000, 2_400_000),
+        "model_free.total_steps": (300_000, 600_000, 1_200_000, 2_400_000),
         "model_free.learning_rate": (2e-4, 5e-4, 1e-3),
-        "model_free.ent_coef": (0.0, 0.003, 0.01),
-        "model_free.gamma": (0.8, 0.9, 0.95),
+        "model_free.ent_coef": (0.0, 0.003, 0.01, 0.03),
+        "model_free.gamma": (0.8, 0.9, 0.95, 0.97, 0.99),
         "model_free.gae_lambda": (0.8, 0.95, 1.0),
         "model_free.net_arch": ((32, 32), (64, 64)),
-        "model_free.n_epochs": (3, 5),
+        "model_free.n_epochs": (3, 5, 10),
         "model_free.batch_size": (512, 1024, 3072),
     },
     "sac": {

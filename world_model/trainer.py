@@ -267,7 +267,9 @@ def _train(
             optimiser.step()
         with torch.no_grad():
             mean, logvar = network(holdout[0])
-            scores = stopping_score(mean, logvar, holdout[1], varying)
+            # The score limits what a single number may cost; an infinite prediction must not hide behind that.
+            broken = ~(torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(dim=1)
+            scores = stopping_score(mean, logvar, holdout[1], varying).masked_fill(broken, math.nan)
         _refuse_non_finite(scores, epoch, "holdout score")
         stale = 0 if snapshots.update(epoch, scores) else stale + 1
         if progress is not None:

@@ -30,7 +30,9 @@ def detent(folder: Path, module: str, *arguments: str) -> subprocess.CompletedPr
     command = [
         sys.executable,
         "-c",
-        f"import sys; sys.path.insert(0, {str(folder)!r}); from pipeline.cli import main; main()",
+        # A job started in the background of a shell inherits a SIGINT that is ignored.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"sys.path.insert(0, {str(folder)!r}); from pipeline.cli import main; main()",
     ]
     return subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=60)
 

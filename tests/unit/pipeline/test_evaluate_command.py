@@ -173,7 +173,9 @@ def test_a_task_that_fails_is_a_bug_with_its_name_and_the_others_are_kept(tmp_pa
 
 
 def test_an_interrupted_evaluation_says_that_it_can_go_on(tmp_path: Path) -> None:
-    (tmp_path / "interrupting.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    # A job started in the background of a shell inherits a SIGINT that is ignored.
+    module = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    (tmp_path / "interrupting.py").write_text(module + "os.kill(os.getpid(), signal.SIGINT)\n")
     command = [sys.executable, "-c", "from pipeline.cli import main; main()", "evaluate", "-w", "var", "--json"]
     done = subprocess.run(
         [*command, *settings("limits.rule_modules=[interrupting]")],
