@@ -33,8 +33,8 @@ $(READY): pyproject.toml
 retrain: $(READY) ## one nightly run in var/; ARGS are passed on
 	$(BIN)/detent retrain --workdir var $(ARGS) || { code=$$?; [ $$code -eq 10 ] || [ $$code -eq 11 ] || exit $$code; }
 
-test: $(READY) ## all tests; ARGS are passed to pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## all tests, one file per core at a time; ARGS are passed to pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(READY) ## style, types, import layers, stripped notebooks
 	$(BIN)/ruff check .
