@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -162,6 +163,12 @@ def run_folds(
     return [results[task.key] for task in tasks]
 
 
+def check_engine(engine: Engine) -> None:
+    """Refuse an engine that is not installed. Raises: ConfigError."""
+    if engine == "ray" and find_spec("ray") is None:
+        raise ConfigError("engine: expected ray to be installed, was absent: pip install 'detent[ray]'")
+
+
 def _check(tasks: Sequence[FoldTask], engine: str, jobs: int) -> None:
     if engine not in _ENGINES:
         raise ValueError(f"engine: expected one of {sorted(_ENGINES)}, was {engine!r}")
@@ -191,7 +198,7 @@ def _compute(work: Work, task: FoldTask) -> _Outcome:
             began = time.perf_counter()
             output = work(task)
             return task.key, _pack(task, output, time.perf_counter() - began)
-    except Exception:
+    except Exception:  # whatever a learner raises is the failure of its task alone: FoldError tells its traceback
         return task.key, traceback.format_exc()
 
 
@@ -329,10 +336,8 @@ def _end_with(parent: int) -> None:
 # Not Ray's joblib backend: joblib refuses to stream from it, so nothing would be stored before the last task ended; it
 # deals tasks out in turn, so short ones wait behind a long one; and one dead worker ends the run.
 def _on_ray(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Outcome]:
-    try:
-        ray = import_module("ray")
-    except ModuleNotFoundError as error:
-        raise ConfigError("engine: expected ray to be installed, was absent: pip install 'detent[ray]'") from error
+    check_engine("ray")
+    ray = import_module("ray")
     ours = not ray.is_initialized()
     if ours and os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", log_to_driver=False)

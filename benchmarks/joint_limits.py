@@ -12,7 +12,6 @@ On the portfolio of three assets with eleven trades each, strict variant (limits
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,6 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from benchmarks.machine import library_versions, machine
-from data import atomic_write_json
 from envs.portfolio import (
     INITIAL_CASH,
     LIMITS,
@@ -121,10 +119,6 @@ class JointLimitsReport:
         """Return a JSON-able dictionary."""
         breaches = [{**asdict(rate), "share": rate.share} for rate in self.breaches]
         return {**asdict(self), "breaches": breaches, "ppo": PPO, "threads": torch.get_num_threads()}
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_dict` as a whole or not at all."""
-        atomic_write_json(path, self.to_dict())
 
 
 def measure_joint_limits(

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import library_versions, machine
-from data import atomic_write_json
 from serving import Bundle, OnnxPolicy, open_bundle
 
 LIBRARIES = ("numpy", "onnxruntime")
@@ -91,10 +90,6 @@ class LatencyReport:
             "machine": self.machine,
             "versions": self.versions,
         }
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_dict` as a whole or not at all."""
-        atomic_write_json(path, self.to_dict())
 
 
 def measure_latency(

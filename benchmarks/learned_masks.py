@@ -10,7 +10,6 @@ timed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import torch
 
 from benchmarks.machine import library_versions, machine
 from configs.schema import DetentConfig
-from data import Scaler, atomic_write_json, compute_features, open_source
+from data import Scaler, compute_features, open_source
 from envs import ACCOUNT_FIELDS, UNCERTAINTY_FIELD, TradingDynamics
 from envs.batch import BatchVecEnv
 from envs.masked_cartpole import MaskedCartPoleVecEnv
@@ -105,10 +104,6 @@ class LearnedMaskMeasurement:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
         return {**asdict(self), "kept_promise": self.kept_promise}
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_dict` as a whole or not at all."""
-        atomic_write_json(path, self.to_dict())
 
 
 def masked_cartpole_world(num_actions: int = 10) -> MaskWorld:

@@ -5,7 +5,6 @@ Everything the suite does with markets is vectorised over paths; the policies it
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.machine import library_versions, machine
 from configs import DetentConfig
-from data import atomic_write_json
 from envs import TradingDynamics
 from envs.synthetic import simulate_panel
 from evaluation import BuyAndHold, backtest
@@ -53,10 +51,6 @@ class MarketReport:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
         return {**asdict(self), "goal_s": GOAL_S, "within_goal": self.within_goal, "threads": 1}
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_dict` as a whole or not at all."""
-        atomic_write_json(path, self.to_dict())
 
 
 def measure_market(config: DetentConfig, *, paths: int = 100, bars: int = 2520, repeats: int = 3) -> MarketReport:

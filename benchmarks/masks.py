@@ -7,7 +7,6 @@ agree on all of them before anything is timed. Import it where it is needed: it 
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ import onnxruntime
 import torch
 
 from benchmarks.machine import library_versions, machine
-from data import atomic_write_json
 from masking import ActionTable, RuleSet, trading_rules
 from masking.rules_graph import rule_set_onnx
 
@@ -92,10 +90,6 @@ class MaskReport:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
         return {**asdict(self), "rules": list(self.rules), "within_goals": self.within_goals, "threads": 1}
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write `to_dict` as a whole or not at all."""
-        atomic_write_json(path, self.to_dict())
 
 
 def measure_masks(

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from benchmarks.contenders import (
     walk_panel,
 )
 from benchmarks.folds import FoldTask
+from benchmarks.machine import library_versions
 from configs import DetentConfig
 from configs.evaluation import GarchConfig, SyntheticMarketConfig
 from data import canonical_json, sha256_bytes, sha256_file
@@ -61,8 +61,7 @@ SOURCES = (
     *(f"evaluation/{name}.py" for name in ("backtest", "policy", "metrics", "rules", "forecast", "oracle", "belief")),
     "evaluation/leak.py",
     *(f"configs/{name}.py" for name in ("schema", "section", "evaluation")),
-    "benchmarks/contenders.py",
-    "benchmarks/suite.py",
+    *(f"benchmarks/{name}.py" for name in ("contenders", "machine", "suite")),
 )
 """Source files that decide what a cell computes."""
 LIBRARIES = ("numpy", "torch", "stable-baselines3", "sb3-contrib", "arch")
@@ -74,7 +73,7 @@ def source_hash(*more: str) -> str:
     root = Path(__file__).resolve().parent.parent
     files = sorted({path for pattern in (*SOURCES, *more) for path in root.glob(pattern)})
     code = [[str(path.relative_to(root)), sha256_file(path)] for path in files]
-    return sha256_bytes(canonical_json([code, {name: version(name) for name in LIBRARIES}]).encode())
+    return sha256_bytes(canonical_json([code, library_versions(LIBRARIES)]).encode())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,32 +19,37 @@ from evaluation.statistics.limits import KillSwitchTest, NonInferiority
 from evaluation.statistics.power import paths_needed, seeds_needed
 from evaluation.statistics.sharpe import SharpeDifference
 
-LABELS = {
-    "sharpe_point": "Sharpe gain, point estimate",
-    "sharpe_above_zero": "Sharpe gain exists (lower end above 0)",
-    "sharpe_full_margin": "full gain established (reported, decides nothing)",
-    "exposure": "enough at stake",
-    "drawdown": "drawdown not worse",
-    "kill_switch": "kill switch not more frequent",
-    "latency": "decides in time",
-    "valid_actions": "no forbidden action",
-    "instrument": "instrument passed its checks",
-}
-"""What each registered question is called where people read it."""
+
+class Question(NamedTuple):
+    """How people read a criterion."""
+
+    label: str
+    measure: str
+    """What is held against the threshold."""
+    asked: str
+    """On which side of the threshold it must lie."""
+    format: str
+    """Python format of measure and threshold."""
+    unit: str = ""
+    """Of both, where the format does not say it."""
 
 
-MEASURES = {
-    "sharpe_point": ("estimate", "+.3f", "per year"),
-    "sharpe_above_zero": ("lower end of the gain", "+.3f", "per year"),
-    "sharpe_full_margin": ("lower end of the gain", "+.3f", "per year"),
-    "exposure": ("mean exposure", ".3f", "of equity"),
-    "drawdown": ("upper end of the difference", "+.1%", ""),
-    "kill_switch": ("upper end of the difference", "+.1%", ""),
-    "latency": ("upper bound on p99", ".2f", "ms"),
-    "valid_actions": ("chosen", ".0f", ""),
-    "instrument": ("failed checks", ".0f", ""),
+QUESTIONS = {
+    "sharpe_point": Question("Sharpe gain, point estimate", "estimate", "asked for at least", "+.3f", "per year"),
+    "sharpe_above_zero": Question(
+        "Sharpe gain exists (lower end above 0)", "lower end of the gain", "asked for more than", "+.3f", "per year"
+    ),
+    "sharpe_full_margin": Question(
+        "full gain established (reported, decides nothing)", "lower end of the gain", "at least", "+.3f", "per year"
+    ),
+    "exposure": Question("enough at stake", "mean exposure", "asked for at least", ".3f", "of equity"),
+    "drawdown": Question("drawdown not worse", "upper end of the difference", "allowed below", "+.1%"),
+    "kill_switch": Question("kill switch not more frequent", "upper end of the difference", "allowed below", "+.1%"),
+    "latency": Question("decides in time", "upper bound on p99", "allowed up to", ".2f", "ms"),
+    "valid_actions": Question("no forbidden action", "chosen", "allowed", ".0f"),
+    "instrument": Question("instrument passed its checks", "failed checks", "allowed", ".0f"),
 }
-"""Of each question: what is held against its threshold, in which Python format and unit people read both."""
+"""The registered questions by the names of their criteria."""
 
 
 class Decision(StrEnum):
@@ -71,33 +76,18 @@ class Criterion:
     """What would decide it, where it is undecided or short of the registered gain."""
 
     @property
-    def label(self) -> str:
-        """The question as people read it."""
-        return LABELS.get(self.name, self.name)
-
-    @property
-    def measure(self) -> str:
-        """What `observed` is, in words."""
-        return MEASURES[self.name][0]
-
-    @property
-    def format(self) -> str:
-        """Python format in which people read `observed` and `threshold`."""
-        return MEASURES[self.name][1]
-
-    @property
-    def unit(self) -> str:
-        """Of both, where the format does not say it."""
-        return MEASURES[self.name][2]
+    def question(self) -> Question:
+        """How people read it. Raises: KeyError on a name that is not registered."""
+        return QUESTIONS[self.name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary; NaN and infinity become None, because JSON has neither."""
         numbers = {"observed": self.observed, "threshold": self.threshold}
         return {
             **asdict(self),
-            "label": self.label,
-            "measure": self.measure,
-            "unit": self.unit or ("share" if self.format.endswith("%") else ""),
+            "label": self.question.label,
+            "measure": self.question.measure,
+            "unit": self.question.unit or ("share" if self.question.format.endswith("%") else ""),
             **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
         }
 

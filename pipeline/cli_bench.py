@@ -210,4 +210,4 @@ def _show(title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]])
 def _finish(report: Any, json_file: Path | None) -> None:
     stdout.print(", ".join(f"{key}: {value}" for key, value in {**report.machine, **report.versions}.items()))
     if json_file is not None:
-        report.write_json(json_file)
+        atomic_write_json(json_file, report.to_dict())

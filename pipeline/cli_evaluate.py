@@ -34,8 +34,8 @@ PROFILES: dict[Suite, str] = {"standard": "suite", "smoke": "suite-smoke"}
 TRIALS, RUNS = 12, 2
 DEFAULT_PROFILE = "default"
 """Of a walk-forward."""
-SHOWN = ("policy", "Sharpe", "Sharpe of joined folds", "max drawdown", "kill switch")
-"""Columns of the main result that fit a terminal of 80; the report has them all."""
+FITTING = 4
+"""Columns of the summary that fit a terminal of 80; the report has them all."""
 COLOURS = {"GO": "green", "CONDITIONAL": "yellow", "NO-GO": "red"}
 MARK_COLOURS = {True: "green", False: "red", None: "yellow"}
 
@@ -217,7 +217,7 @@ def _results(report: Report) -> Table:
     from evaluation.statistics import Interval
 
     table = _table(report.title)
-    shown = [(index, column) for index, column in enumerate(report.results.columns) if column.label in SHOWN]
+    shown = [(index, report.results.columns[index]) for index in report.summary_places[:FITTING]]
     for index, column in shown:
         table.add_column(column.label, justify="right" if index else "left", no_wrap=True)
     for row in report.results.rows:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.findings import Findings, size_findings, suite_findings
-from benchmarks.folds import Engine, FoldResult, FoldTask, Work, run_folds
+from benchmarks.folds import Engine, FoldResult, FoldTask, Work, check_engine, run_folds
 from benchmarks.machine import machine
 from benchmarks.suite import plan_suite, suite_tasks, work_on_cell
 from benchmarks.tuning import Trial, draw_trials, rank_trials, tuning_tasks, work_on_trial
@@ -113,8 +112,7 @@ def planned(
     Raises: as `evaluate_suite`, `evaluate_walk_forward` and `tune` before they compute anything, and ConfigError on an
         engine that is not installed.
     """
-    if engine == "ray" and find_spec("ray") is None:
-        raise ConfigError("engine: expected ray to be installed, was absent: pip install 'detent[ray]'")
+    check_engine(engine)
     if tuning is not None:
         tasks = tuning.tasks(config)[1]
     elif is_suite:
@@ -158,7 +156,7 @@ def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command
 
         policies = join_folds(results, tasks)
         size = size_findings(config, policies, 0, config.data.bars_per_year)
-        findings = Findings(sizes={0: size}, primary=0, first_path=dict(first_runs(results, tasks)))
+        findings = Findings(sizes={0: size}, primary=0, first_path=first_runs(results, tasks))
         folds = plan_folds(config, len(table))
         report = walk_forward_report(
             config,

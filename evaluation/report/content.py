@@ -175,6 +175,12 @@ class Report:
         _refuse_unknown("summary_rows", self.summary_rows, [str(row[0]) for row in self.results.rows])
 
     @property
+    def summary_places(self) -> list[int]:
+        """Places, in a row of the main result, of what the summary shows."""
+        labels = [column.label for column in self.results.columns]
+        return [at for at, label in enumerate(labels) if not self.summary_columns or label in self.summary_columns]
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """The results, then every table of the sections."""
         return (self.results, *(table for section in self.sections for table in section.tables))

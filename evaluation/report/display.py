@@ -13,18 +13,6 @@ from evaluation.verdict import Criterion, Decision, Verdict
 MISSING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 VERDICT_MARKS = {True: ("✓", "met"), False: ("✗", "not met"), None: ("?", "cannot be decided")}
 """A sign and words for `Criterion.passed`: colour is never all there is."""
-ASKED = {
-    "sharpe_point": "asked for at least",
-    "sharpe_above_zero": "asked for more than",
-    "sharpe_full_margin": "at least",
-    "exposure": "asked for at least",
-    "drawdown": "allowed below",
-    "kill_switch": "allowed below",
-    "latency": "allowed up to",
-    "valid_actions": "allowed",
-    "instrument": "allowed",
-}
-"""On which side of its threshold a measure must lie."""
 CODE = re.compile(r"(`[\w .,:=/+-]+`)")
 """Code within text, its backticks included: of characters that mean nothing to HTML or Markdown."""
 
@@ -71,18 +59,20 @@ def _typeset(text: str) -> str:
 
 def criterion_name(criterion: Criterion) -> str:
     """The label, with a capital at its start."""
-    return criterion.label[:1].upper() + criterion.label[1:]
+    label = criterion.question.label
+    return label[:1].upper() + label[1:]
 
 
 def observed(criterion: Criterion) -> tuple[str, str]:
     """What is held against the threshold, and its value with the unit: "upper end of the difference", "+66.6 %"."""
-    return criterion.measure, _with_unit(criterion, criterion.observed, criterion.format)
+    return criterion.question.measure, _with_unit(criterion, criterion.observed, criterion.question.format)
 
 
 def asked(criterion: Criterion) -> tuple[str, str]:
     """The side of the threshold that is asked for, and the threshold with its unit: "allowed below", "+2.0 %"."""
-    is_whole = math.isfinite(criterion.threshold) and float(criterion.threshold).is_integer()
-    return ASKED[criterion.name], _with_unit(criterion, criterion.threshold, "" if is_whole else criterion.format)
+    question, threshold = criterion.question, criterion.threshold
+    is_whole = math.isfinite(threshold) and float(threshold).is_integer()
+    return question.asked, _with_unit(criterion, threshold, "" if is_whole else question.format)
 
 
 def unmet(verdict: Verdict) -> str:
@@ -91,7 +81,7 @@ def unmet(verdict: Verdict) -> str:
     answers = {False: "not met"} if verdict.decision == Decision.NO_GO else {False: "not met", None: "open"}
     for answer, said in answers.items():
         labels = [
-            re.sub(r" \(.*\)", "", one.label)
+            re.sub(r" \(.*\)", "", one.question.label)
             for one in verdict.criteria
             # Reported beside the others, it decides nothing.
             if one.passed is answer and one.name != "sharpe_full_margin"
@@ -115,7 +105,8 @@ def settled_by(criterion: Criterion) -> str:
 
 def _with_unit(criterion: Criterion, value: float, spec: str) -> str:
     text = number(value, spec).replace("%", " %")
-    return text if text == MISSING or not criterion.unit else f"{text} {criterion.unit}"
+    unit = criterion.question.unit
+    return text if text == MISSING or not unit else f"{text} {unit}"
 
 
 def _stop(text: str) -> str:

@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from evaluation.plots import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, _dates, _tidy
+from evaluation.plots import BLACK, CYCLE, GREY, RED, _dates, _tidy
 from evaluation.report.display import number, prose
 from evaluation.report.policies import POLICIES
 from evaluation.statistics.interval import Interval
@@ -27,7 +27,6 @@ BAND = (0.10, 0.90)
 """Quantiles of the band around a median: the central 80 % of the paths."""
 REGIME_COLOURS = ("#FFFFFF", "#DCDCDC", "#A9A9A9")
 """Of calm, sideways, stressed: the darker the worse, in print as well."""
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK, RED)
 LINES = ("-", "--", "-.")
 """The colours come around again with the next line style."""
 MIDDLE = "#8C8C8C"
@@ -44,8 +43,7 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     for name in names:
         places.setdefault(name, len(places))
     return {
-        name: (COLOURS[place % len(COLOURS)], LINES[place // len(COLOURS) % len(LINES)])
-        for name, place in places.items()
+        name: (CYCLE[place % len(CYCLE)], LINES[place // len(CYCLE) % len(LINES)]) for name, place in places.items()
     }
 
 

@@ -67,7 +67,7 @@ def _criteria(verdict: Verdict) -> list[str]:
 
 def _results(report: Report) -> list[str]:
     table = report.results
-    at = [i for i, one in enumerate(table.columns) if one.label in report.summary_columns or not report.summary_columns]
+    at = report.summary_places
     columns = [table.columns[index] for index in at]
     header = [f"{column.label}, {column.unit}" if column.unit else column.label for column in columns]
     kept = [row for row in table.rows if row[0] in report.summary_rows or not report.summary_rows][:MAX_ROWS]

@@ -32,10 +32,8 @@ def find_chromium() -> str:
         return named
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
-        reason = f"no browser: install Chromium or set DETENT_CHROMIUM (looked for {', '.join(NAMES)} on PATH)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        refuse(reason=f"no browser: install Chromium or set DETENT_CHROMIUM (looked for {', '.join(NAMES)} on PATH)")
     return found
 
 

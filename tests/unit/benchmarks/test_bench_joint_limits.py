@@ -21,6 +21,7 @@ from benchmarks.joint_limits import (
     train,
 )
 from benchmarks.machine import machine
+from data import atomic_write_json
 from envs.portfolio import LIMITS, PERIODS, TABLE, PortfolioVecEnv, observation_space
 from masking.joint_policy import JointMaskablePolicy
 from masking.strict_policy import StrictMaskablePolicy
@@ -136,7 +137,7 @@ def test_training_improves_on_random_play(policy: Any, variant: Any) -> None:
 
 def test_a_small_run_of_everything_is_written_whole(tmp_path) -> None:
     report = measure_joint_limits(**SMOKE)
-    report.write_json(tmp_path / "report.json")
+    atomic_write_json(tmp_path / "report.json", report.to_dict())
     raw = json.loads((tmp_path / "report.json").read_text())
     assert raw == json.loads(json.dumps(report.to_dict()))
     assert raw["machine"] == machine()

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import LatencyReport, Percentiles, compare_latency, measure_latency
 from benchmarks.machine import cpu_model, machine
+from data import atomic_write_json
 from serving import BundleIntegrityError
 
 
@@ -53,7 +54,7 @@ def test_budget_is_judged_by_the_99th_percentile_and_may_be_met_exactly():
 def test_report_is_written_whole_and_compared_as_ratios(tmp_path):
     path = tmp_path / "latency.json"
     before = report([2.0] * 10)
-    before.write_json(path)
+    atomic_write_json(path, before.to_dict())
     assert json.loads(path.read_text()) == before.to_dict()
     assert "samples_ms" not in before.to_dict()
     compared = compare_latency(report([3.0] * 10), path)

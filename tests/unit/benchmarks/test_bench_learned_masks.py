@@ -12,6 +12,7 @@ from benchmarks.learned_masks import (
     measure_learned_masks,
     trading_world,
 )
+from data import atomic_write_json
 from masking import HOLD
 from world_model.mask_bound import MaskBoundError
 
@@ -59,7 +60,7 @@ def test_trading_rules_are_learned_with_hold_safe(trading, tmp_path):
         trading, episodes=500, fresh_episodes=300, max_steps=8, config=CONFIG, seed=1
     )
     raw = measured.to_dict()
-    measured.write_json(tmp_path / "masks.json")
+    atomic_write_json(tmp_path / "masks.json", raw)
     assert json.loads((tmp_path / "masks.json").read_text()) == json.loads(json.dumps(raw))
     assert learned.safe_action == HOLD
     assert measured.fresh.false_valid <= 0.02

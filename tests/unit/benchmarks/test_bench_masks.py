@@ -13,6 +13,7 @@ import torch
 from benchmarks import masks as bench
 from benchmarks.machine import machine
 from benchmarks.masks import MaskReport, Series, measure_masks
+from data import atomic_write_json
 from masking import ActionTable, RuleSet, trading_rules
 
 
@@ -41,7 +42,7 @@ def test_a_goal_may_be_met_exactly_and_is_judged_by_the_median() -> None:
 
 def test_the_report_has_everything_that_is_needed_to_read_it(measured: MaskReport, tmp_path: Path) -> None:
     raw = measured.to_dict()
-    measured.write_json(tmp_path / "masks.json")
+    atomic_write_json(tmp_path / "masks.json", raw)
     assert json.loads((tmp_path / "masks.json").read_text()) == raw
     for name, calls in {"numpy_row": 40, "onnx_row": 40, "torch_batch": 10, "explain_row": 40}.items():
         series = raw[name]

@@ -14,8 +14,8 @@ from report_worlds import UGLY, interval, png, report, results, verdict
 
 from evaluation.report import Column, Figure, Section, Table, write_report
 from evaluation.report.content import slug
-from evaluation.report.display import ASKED, MINUS, MISSING, asked, fact, number, observed, sentence
-from evaluation.verdict import MEASURES, Criterion, Decision
+from evaluation.report.display import MINUS, MISSING, asked, fact, number, observed, sentence
+from evaluation.verdict import Criterion, Decision
 
 VOID = {"meta", "img", "line", "circle", "br", "wbr"}
 ATTACK = '"><script>alert(1)</script><img src=x onerror=alert(1)>|`*](http://evil)&amp;'
@@ -339,10 +339,6 @@ def test_a_column_without_any_value_is_one_of_numbers(tmp_path):
 def test_a_criterion_reads_as_a_measure_and_what_is_asked(name, value, threshold, shown):
     one = Criterion(name=name, passed=True, observed=value, threshold=threshold, reason="")
     assert f"{' '.join(observed(one))}, {' '.join(asked(one))}" == shown
-
-
-def test_every_registered_question_has_a_side():
-    assert ASKED.keys() == MEASURES.keys()
 
 
 def test_a_name_at_the_start_of_a_sentence_stays_as_it_is():

@@ -12,7 +12,7 @@ from evaluation.statistics.crossed import VarianceComponents
 from evaluation.statistics.interval import Interval, NotDecidable
 from evaluation.statistics.limits import NonInferiority, drawdown_non_inferiority, kill_switch_difference
 from evaluation.statistics.sharpe import SharpeDifference, sharpe_difference
-from evaluation.verdict import LABELS, MEASURES, Decision, Verdict, decide
+from evaluation.verdict import QUESTIONS, Decision, Verdict, decide
 
 CONFIG = VerdictConfig()
 """Gain 0.10, margins 0.02, 50 ms, 95 %."""
@@ -252,23 +252,26 @@ def test_json_carries_every_criterion_with_its_reason():
     raw = json.loads(json.dumps(verdict(latency_ms=None).to_dict(), allow_nan=False))
     assert raw["decision"] == "CONDITIONAL"
     names = [criterion["name"] for criterion in raw["criteria"]]
-    assert names == [
-        "sharpe_point",
-        "sharpe_above_zero",
-        "sharpe_full_margin",
-        "exposure",
-        "drawdown",
-        "kill_switch",
-        "latency",
-        "valid_actions",
-        "instrument",
-    ]
-    assert [criterion["label"] for criterion in raw["criteria"]] == list(LABELS.values())
+    assert (
+        names
+        == list(QUESTIONS)
+        == [
+            "sharpe_point",
+            "sharpe_above_zero",
+            "sharpe_full_margin",
+            "exposure",
+            "drawdown",
+            "kill_switch",
+            "latency",
+            "valid_actions",
+            "instrument",
+        ]
+    )
+    assert [criterion["label"] for criterion in raw["criteria"]] == [one.label for one in QUESTIONS.values()]
     unknown = json.dumps(verdict(exposures=(0.4, math.nan)).to_dict(), allow_nan=False)
     assert json.loads(unknown)["criteria"][3]["threshold"] is None
     assert all(criterion["reason"] and criterion["measure"] for criterion in raw["criteria"])
     assert [criterion["unit"] for criterion in raw["criteria"]][4:7] == ["share", "share", "ms"]
-    assert list(MEASURES) == list(LABELS)
     latency = raw["criteria"][6]
     assert (latency["passed"], latency["observed"], latency["threshold"]) == (None, None, 50.0)
     with pytest.raises(KeyError):

@@ -268,13 +268,15 @@ def found(tmp_path: Path, **changes: object) -> Evaluated:
             Column("Sharpe", "per year", "+.2f", interval=True),
             Column("max drawdown", "share", ".1%", interval=True),
             Column("kill switch", "share of paths", ".1%"),
+            Column("exposure", "equity", ".2f"),
             Column("decision p99", "ms", ".2f"),
         ),
         (
-            ("linear_signal", "rule", wide, interval(0.0891, -1.0, 2.0), 1.0, 123.456),
-            ("flat", "reference", interval(0.0, math.nan, math.nan), None, math.nan, 0.01),
+            ("linear_signal", "rule", wide, interval(0.0891, -1.0, 2.0), 1.0, 0.5, 123.456),
+            ("flat", "reference", interval(0.0, math.nan, math.nan), None, math.nan, 0.0, 0.01),
         ),
     )
+    changes = {"summary_columns": ("policy", "Sharpe", "max drawdown", "kill switch", "exposure"), **changes}
     shown = report(title="Walk-forward over [bold]mine[/bold]", results=table, verdict=verdict(), **changes)
     claim = SimpleNamespace(verdict=shown.verdict)
     findings = SimpleNamespace(sizes={0: SimpleNamespace(claim=claim)}, main=SimpleNamespace(claim=claim))
@@ -313,7 +315,8 @@ def test_a_walk_forward_shows_the_ratio_that_the_verdict_compares(
     )
     rows = (("linear_signal", 0.77, interval(1.5, 0.1, 2.0), interval(0.05, 0.0, 0.3), 0.0),)
     one = found(tmp_path)
-    folds = replace(one, report=replace(one.report, results=Table("Results", columns, rows)))
+    picked = ("policy", "Sharpe of joined folds", "max drawdown", "kill switch")
+    folds = replace(one, report=replace(one.report, results=Table("Results", columns, rows), summary_columns=picked))
     cli_evaluate._print_verdict(folds)
     lines = capsys.readouterr().out.splitlines()
     assert ["policy", "Sharpe", "of", "joined", "folds", "max", "drawdown", "kill", "switch"] in map(str.split, lines)
