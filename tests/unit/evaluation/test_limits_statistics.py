@@ -149,6 +149,8 @@ def test_equal_rates_are_equal_however_the_kills_are_spread_over_seeds():
     test = kill_switch_difference(a, b, margin=0.02, level=0.95)
     assert (test.rate_a, test.rate_b) == (0.04, 0.04)
     assert test.p_value == 1.0
+    # What a sign test of the shares would say: more kills of a on 20 paths, fewer on 4.
+    assert stats.binomtest(20, 24, alternative="greater").pvalue < 0.001
     # The first run is killed alone on four paths of a, on none of b; the smallest of five counts five times.
     b[0] = False
     assert kill_switch_difference(a, b, margin=0.02, level=0.95).p_value == pytest.approx(5 * 0.5**4)
