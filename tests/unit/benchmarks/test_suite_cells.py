@@ -11,6 +11,7 @@ from suite_worlds import BARS, PATHS, YEAR, compute, same, small
 import benchmarks.suite
 from benchmarks.contenders import Fitted, walk_panel
 from benchmarks.folds import FoldResult, run_folds
+from benchmarks.machine import library_versions
 from benchmarks.suite import (
     NOT_IN_CELLS,
     SOURCES,
@@ -202,6 +203,19 @@ def test_decisions_are_timed_one_by_one_with_the_disagreement_a_policy_waits_for
     assert asked == [(1, 26, 10), *[(1, 10)] * 25]
 
 
+def test_waiting_for_the_processor_is_no_part_of_a_decision(monkeypatch):
+    clock = {"process_time": 0.0}
+
+    class Busy(Counter):
+        def act(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
+            clock["process_time"] += 0.003
+            return super().act(state, action_masks)
+
+    monkeypatch.setattr(benchmarks.suite.time, "process_time", lambda: clock["process_time"])
+    taken = time_decisions(dynamics(), judged_market(CONFIG).features, Fitted(Busy(), "rule"), 25)
+    assert taken.tolist() == pytest.approx([3.0] * 25)
+
+
 def test_no_more_decisions_are_timed_than_there_are_bars():
     assert len(time_decisions(dynamics(), judged_market(CONFIG).features, Fitted(Counter(), "rule"), 500)) == BARS - 1
 
@@ -356,6 +370,12 @@ def test_the_code_hash_covers_what_the_suite_imports():
     assert source_hash() == source_hash()
     assert source_hash("benchmarks/tuning.py") != source_hash()
     assert source_hash("benchmarks/suite.py") == source_hash()
+
+
+def test_a_cell_of_other_library_versions_is_another_one(monkeypatch):
+    here = source_hash()
+    monkeypatch.setattr(benchmarks.suite, "library_versions", lambda names: {**library_versions(names), "torch": "0"})
+    assert source_hash() != here
 
 
 # --- the instrument ----------------------------------------------------------------------------------------------
