@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,24 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+CACHES = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")
+
+
+@pytest.fixture(autouse=True)
+def own_caches() -> Iterator[None]:
+    """Commands move the caches and temporary files of their process, which is this one where a test calls them.
+
+    What came after would inherit a folder deep enough for Chromium to refuse its socket there.
+    """
+    variables, folder = {name: os.environ.get(name) for name in CACHES}, tempfile.tempdir
+    yield
+    tempfile.tempdir = folder
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture

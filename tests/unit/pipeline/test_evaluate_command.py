@@ -53,14 +53,6 @@ def settings(*overrides: str) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
-@pytest.fixture(autouse=True)
-def own_caches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command moves caches of its process, which is this one here."""
-    for name in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR"):
-        monkeypatch.setenv(name, os.environ.get(name, tempfile.gettempdir()))
-    monkeypatch.setattr(tempfile, "tempdir", tempfile.tempdir)
-
-
 # --- usage -------------------------------------------------------------------------------------------------------
 
 
