@@ -78,7 +78,7 @@ class Findings:
     stress: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
     """Policy -> metric -> [S, P] on GARCH-t paths, of the longest training length."""
     first_path: dict[str, Arrays] = field(default_factory=dict)
-    """Policy -> what it did on the first test path, first run, primary length."""
+    """Policy -> what it did on the first test path, first run, primary length; of a walk-forward `first_runs`."""
 
     @property
     def main(self) -> SizeFindings:

@@ -47,7 +47,7 @@ ARRAYS_NAME = "arrays.npz"
 RECORD_NAME = "result.json"
 
 FULLY_TOLD = 3
-"""Failed tasks whose traceback is shown; the others are named."""
+"""Failed tasks whose traceback is shown; of the others, the reason."""
 
 Engine = Literal["serial", "joblib", "ray"]
 """This process; the cores of this machine; a Ray cluster."""
@@ -121,7 +121,8 @@ def run_folds(
         jobs: tasks computed at once.
         progress: told of every finished task, failed ones included.
 
-    A stored result that is damaged is computed again, with a RuntimeWarning. A failed task stops no other one.
+    A stored result that is damaged is computed again, with a RuntimeWarning. A failed task stops no other one; a
+    RuntimeWarning tells its reason when it fails.
 
     Raises: ValueError for bad arguments; ConfigError if ray is asked for and absent; OSError where `directory` cannot
         be written; FoldError, after all tasks, naming the failed ones.
@@ -133,7 +134,7 @@ def run_folds(
         _remove(stray)
 
     results: dict[str, FoldResult] = {}
-    failures: dict[str, str] = {}
+    failures: dict[str, _Failure] = {}
 
     def report(label: str) -> None:
         if progress is not None:
@@ -146,16 +147,19 @@ def run_folds(
     missing = {task.key: task for task in tasks if task.key not in results}
     for key, outcome in _ENGINES[engine](work, list(missing.values()), jobs):
         task = missing[key]
-        if isinstance(outcome, str):
-            failures[key] = f"{task.label}: {outcome}"
+        if isinstance(outcome, _Failure):
+            failures[key] = outcome
+            warnings.warn(f"{task.label} failed, the others go on: {outcome.reason}", RuntimeWarning, stacklevel=2)
         else:
             _store(root / key, outcome)
             results[key] = _unpack(outcome, task, resumed=False)
         report(task.label)
     if failures:
-        told = [failures[key].rstrip() for key in missing if key in failures]
+        failed = [key for key in missing if key in failures]
         # The first ones in full: what fails a hundred tasks is the same thing, as a rule.
-        causes = "\n".join([*told[:FULLY_TOLD], *(cause.splitlines()[0] for cause in told[FULLY_TOLD:])])
+        told = [failures[key].details for key in failed[:FULLY_TOLD]]
+        told += [failures[key].reason for key in failed[FULLY_TOLD:]]
+        causes = "\n".join(f"{missing[key].label}: {cause}" for key, cause in zip(failed, told, strict=True))
         raise FoldError(
             f"{len(failures)} of {len(tasks)} tasks failed, the others are stored in {root}; remove the cause and run "
             f"again to compute the failed ones\n{causes}"
@@ -169,9 +173,10 @@ def check_engine(engine: Engine) -> None:
         raise ConfigError("engine: expected ray to be installed, was absent: pip install 'detent[ray]'")
 
 
-def _check(tasks: Sequence[FoldTask], engine: str, jobs: int) -> None:
+def _check(tasks: Sequence[FoldTask], engine: Engine, jobs: int) -> None:
     if engine not in _ENGINES:
         raise ValueError(f"engine: expected one of {sorted(_ENGINES)}, was {engine!r}")
+    check_engine(engine)
     if jobs < 1:
         raise ValueError(f"jobs: expected at least 1, was {jobs}")
     labels: dict[str, str] = {}
@@ -189,7 +194,12 @@ class _Files(NamedTuple):
     record: bytes
 
 
-_Outcome = tuple[str, _Files | str]  # key of the task; its files, or why it failed
+class _Failure(NamedTuple):
+    reason: str
+    details: str
+
+
+_Outcome = tuple[str, _Files | _Failure]  # of the task with this key
 
 
 def _compute(work: Work, task: FoldTask) -> _Outcome:
@@ -198,8 +208,9 @@ def _compute(work: Work, task: FoldTask) -> _Outcome:
             began = time.perf_counter()
             output = work(task)
             return task.key, _pack(task, output, time.perf_counter() - began)
-    except Exception:  # whatever a learner raises is the failure of its task alone: FoldError tells its traceback
-        return task.key, traceback.format_exc()
+    except Exception as error:  # a task is anybody's code: what it raises is its own failure, and is told at once
+        reason = "".join(traceback.format_exception_only(error)).rstrip()
+        return task.key, _Failure(reason, traceback.format_exc().rstrip())
 
 
 # The order of sums depends on the number of threads, so results would differ between engines; and one thread per
@@ -313,7 +324,8 @@ def _on_cores(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Out
         try:
             yield from _pool(work, [task], 2)  # with one job joblib would compute it in this process
         except BrokenExecutor as error:
-            yield task.key, f"its worker process died: {error}"
+            reason = f"its worker process died: {error}"
+            yield task.key, _Failure(reason, reason)
 
 
 def _pool(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Outcome]:
@@ -336,7 +348,6 @@ def _end_with(parent: int) -> None:
 # Not Ray's joblib backend: joblib refuses to stream from it, so nothing would be stored before the last task ended; it
 # deals tasks out in turn, so short ones wait behind a long one; and one dead worker ends the run.
 def _on_ray(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Outcome]:
-    check_engine("ray")
     ray = import_module("ray")
     ours = not ray.is_initialized()
     if ours and os.environ.get("RAY_ADDRESS"):
@@ -357,7 +368,7 @@ def _on_ray(work: Work, tasks: Sequence[FoldTask], jobs: int) -> Iterator[_Outco
             try:
                 yield ray.get(finished)
             except ray.exceptions.RayError as error:
-                yield key, str(error)
+                yield key, _Failure(str(error), str(error))
     finally:
         if ours:
             ray.shutdown()

@@ -66,7 +66,7 @@ def walk_forward_report(
         the_claim(main, config),
         comparisons(findings),
         more_metrics(main),
-        *((first_market(config, findings, market),) if findings.first_path else ()),
+        first_market(config, findings, market),
         *world_model(findings),
     )
     return _report(findings, title, subtitle, sections, reproduce, facts, config)

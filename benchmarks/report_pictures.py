@@ -13,8 +13,8 @@ from benchmarks.comparison import Walked
 from benchmarks.findings import Findings, SizeFindings
 from benchmarks.suite import judged_market
 from configs import DetentConfig
-from data import FeatureTable
 from envs import TradingDynamics
+from envs.panel import FeaturePanel
 from evaluation.mask_plot import mask_reasons
 from evaluation.plots import holdout_calibration, png_bytes
 from evaluation.report import Figure, Section
@@ -42,30 +42,33 @@ class Market:
 
 def suite_market(config: DetentConfig) -> Market:
     """The first test market of a suite."""
-    panel = judged_market(config)
-    features = panel.features
-    gap, intraday = (features.names.index(name) for name in ("gap_return", "intraday_return"))
+    market = judged_market(config)
+    features = market.features
     return Market(
         names=features.names,
         timestamps=features.timestamps,
-        price=np.exp(np.cumsum(features.values[0, :, gap] + features.values[0, :, intraday])),
-        regime=panel.regime[0].astype(np.int64),
+        price=_price(features),
+        regime=market.regime[0].astype(np.int64),
     )
 
 
-def fold_market(table: FeatureTable, windows: Sequence[slice]) -> Market:
+def fold_market(bars: FeaturePanel, windows: Sequence[slice]) -> Market:
     """The test windows of a walk-forward one after the other. Args: windows: rows, oldest first."""
-    moves = table.values[:, table.index("gap_return")] + table.values[:, table.index("intraday_return")]
-    price = np.exp(np.cumsum(moves[windows[0].start :].astype(np.float64)))
-    times = table.timestamps.tz_convert("UTC").tz_localize(None).to_numpy()
     rows = np.concatenate([np.arange(window.start, window.stop) for window in windows])
     lengths = [window.stop - window.start for window in windows]
+    price = _price(bars)[rows]
     return Market(
-        names=table.names,
-        timestamps=times[rows],
-        price=price[rows - windows[0].start] / price[0],
+        names=bars.names,
+        timestamps=bars.timestamps[rows],
+        price=price / price[0],
         starts=tuple(int(start) for start in np.cumsum(lengths)[:-1]),
     )
+
+
+# Of the first market, by what closes moved.
+def _price(features: FeaturePanel) -> NDArray[np.float64]:
+    moves = sum(features.values[0, :, features.names.index(name)] for name in ("gap_return", "intraday_return"))
+    return np.asarray(np.exp(np.cumsum(moves)), dtype=np.float64)
 
 
 def explained(name: str, picture: Canvas, said: str) -> Figure:
@@ -79,7 +82,7 @@ def equity(main: SizeFindings, market: Market) -> Section:
     curves = {
         name: _equity_of(one.returns[0] if one.paths > 1 else one.returns[:, 0], market) for name, one in chosen.items()
     }
-    by_run = main.unit == "fold" or next(iter(chosen.values())).paths == 1
+    by_run = next(iter(chosen.values())).paths == 1  # as the joined folds of a walk-forward are
     over = "training runs" if by_run else "paths of the first training run"
     said = f"Median and central 80 % of equity and drawdown over {over}, for {', '.join(chosen)}."
     if main.unit == "fold":

@@ -63,13 +63,16 @@ SOURCES = (
     *(f"configs/{name}.py" for name in ("schema", "section", "evaluation")),
     *(f"benchmarks/{name}.py" for name in ("contenders", "machine", "suite")),
 )
-"""Source files that decide what a cell computes."""
+"""Source files that decide what a cell computes, with everything of ours that they import."""
 LIBRARIES = ("numpy", "torch", "stable-baselines3", "sb3-contrib", "arch")
-"""Whose versions do so, too."""
+"""Whose versions do so, too, and that of Python."""
 
 
 def source_hash(*more: str) -> str:
-    """SHA-256 over `SOURCES`, `more` and `LIBRARIES`: a stored cell is that of the code in force, or computed again."""
+    """SHA-256 over `SOURCES`, `more`, and versions of `LIBRARIES` and Python.
+
+    A stored cell is that of the code in force, or computed again.
+    """
     root = Path(__file__).resolve().parent.parent
     files = sorted({path for pattern in (*SOURCES, *more) for path in root.glob(pattern)})
     code = [[str(path.relative_to(root)), sha256_file(path)] for path in files]

@@ -32,15 +32,30 @@ class Question(NamedTuple):
     """Python format of measure and threshold."""
     unit: str = ""
     """Of both, where the format does not say it."""
+    detail: str = ""
+    """What the label leaves open, where there is room for it."""
+    decides: bool = True
+    """Whether it counts for the decision; what does not is reported beside it."""
 
 
 QUESTIONS = {
     "sharpe_point": Question("Sharpe gain, point estimate", "estimate", "asked for at least", "+.3f", "per year"),
     "sharpe_above_zero": Question(
-        "Sharpe gain exists (lower end above 0)", "lower end of the gain", "asked for more than", "+.3f", "per year"
+        "Sharpe gain exists",
+        "lower end of the gain",
+        "asked for more than",
+        "+.3f",
+        "per year",
+        detail="lower end above 0",
     ),
     "sharpe_full_margin": Question(
-        "full gain established (reported, decides nothing)", "lower end of the gain", "at least", "+.3f", "per year"
+        "full gain established",
+        "lower end of the gain",
+        "at least",
+        "+.3f",
+        "per year",
+        detail="reported, decides nothing",
+        decides=False,
     ),
     "exposure": Question("enough at stake", "mean exposure", "asked for at least", ".3f", "of equity"),
     "drawdown": Question("drawdown not worse", "upper end of the difference", "allowed below", "+.1%"),

@@ -16,9 +16,11 @@ from pipeline.cli_output import (
     RuleModules,
     check_output_file,
     import_rules,
+    positive_number,
     reported,
     stderr,
     stdout,
+    whole_number,
 )
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
@@ -32,10 +34,12 @@ def bench_latency(
     bundle: BundleOption,
     rule_modules: RuleModules = None,
     json_file: JsonFile = None,
-    decisions: Annotated[int, typer.Option(min=100, help="Single decisions timed, warm-up excluded.")] = 10_000,
-    budget_ms: Annotated[float, typer.Option(min=0.001, help="Budget of one decision at p99.")] = 50.0,
+    decisions: Annotated[
+        int, typer.Option(help="Single decisions timed, warm-up excluded.", **whole_number(at_least=100))
+    ] = 10_000,
+    budget_ms: Annotated[float, typer.Option(help="Budget of one decision at p99.", **positive_number())] = 50.0,
     compare: Annotated[Path | None, typer.Option(help="Earlier report to compare with, as a ratio.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the states.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the states.", **whole_number(at_least=0))] = 0,
 ) -> None:
     """Time single decisions of an exported policy; exit code 1 above the budget."""
     with reported(as_json=False):
@@ -65,7 +69,7 @@ def bench_latency(
 @bench_app.command("masks")
 def bench_masks(
     json_file: JsonFile = None,
-    calls: Annotated[int, typer.Option(min=100, help="Calls of each single-row series.")] = 10_000,
+    calls: Annotated[int, typer.Option(help="Calls of each single-row series.", **whole_number(at_least=100))] = 10_000,
 ) -> None:
     """Time the trading rules: one state in NumPy and ONNX, 4,096 in torch; exit code 1 if a median misses its goal."""
     with reported(as_json=False):
@@ -126,7 +130,7 @@ def bench_joint_limits(json_file: JsonFile = None, smoke: Smoke = False) -> None
 @bench_app.command("learned-masks")
 def bench_learned_masks(
     json_file: JsonFile = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of episodes, splits and weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of episodes, splits and weights.", **whole_number(at_least=0))] = 0,
     smoke: Smoke = False,
 ) -> None:
     """Learn the masks of CartPole and trading; exit code 1 if a false-valid rate cannot be promised or is broken."""

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich import box
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from configs import load_config
 from pipeline.caches import keep_caches_in, no_caches
-from pipeline.cli_output import emit, reported, stdout
+from pipeline.cli_output import emit, one_of, reported, stdout, whole_number
 from pipeline.lock import create_workdir
 
 if TYPE_CHECKING:
@@ -40,32 +40,11 @@ COLOURS = {"GO": "green", "CONDITIONAL": "yellow", "NO-GO": "red"}
 MARK_COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
-# Not the checks of Typer, whose messages leave the value out or put noise in front.
-def _one_of(choices: Any) -> dict[str, Any]:
-    known = get_args(choices)
-
-    def parse(value: str) -> str:
-        if value not in known:
-            raise typer.BadParameter(f"expected one of {', '.join(map(repr, known))}, was {value!r}")
-        return value
-
-    return {"parser": parse, "metavar": f"[{'|'.join(known)}]"}
-
-
-def _count() -> dict[str, Any]:
-    def parse(value: str) -> int:
-        if not value.isdecimal() or int(value) < 1:
-            raise typer.BadParameter(f"expected a whole number of at least 1, was {value!r}")
-        return int(value)
-
-    return {"parser": parse, "metavar": "NUMBER"}
-
-
 def evaluate(
     suite: Annotated[
         Suite | None,
         typer.Option(
-            help="A frozen suite on simulated markets; without it a walk-forward over real bars.", **_one_of(Suite)
+            help="A frozen suite on simulated markets; without it a walk-forward over real bars.", **one_of(Suite)
         ),
     ] = None,
     profile: Annotated[
@@ -86,23 +65,26 @@ def evaluate(
     engine: Annotated[
         Engine,
         typer.Option(
-            help="joblib: the cores of this machine; ray: a cluster (pip install detent\\[ray]).", **_one_of(Engine)
+            help="joblib: the cores of this machine; ray: a cluster (pip install detent\\[ray]).", **one_of(Engine)
         ),
     ] = "joblib",
     jobs: Annotated[
-        int | None, typer.Option(help="Tasks at once; the number of cores if left out.", **_count())
+        int | None, typer.Option(help="Tasks at once; the number of cores if left out.", **whole_number(at_least=1))
     ] = None,
     tune: Annotated[
         Learner | None,
         typer.Option(
             help="Instead of an evaluation, try settings of a learner on the suite's validation markets.",
-            **_one_of(Learner),
+            **one_of(Learner),
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help=f"Settings tried by --tune, those in force included; {TRIALS}.", **_count())
+        int | None,
+        typer.Option(help=f"Settings tried by --tune, those in force included; {TRIALS}.", **whole_number(at_least=1)),
     ] = None,
-    runs: Annotated[int | None, typer.Option(help=f"Training runs of each trial; {RUNS}.", **_count())] = None,
+    runs: Annotated[
+        int | None, typer.Option(help=f"Training runs of each trial; {RUNS}.", **whole_number(at_least=1))
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be computed, write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on standard output.")] = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -28,6 +29,46 @@ RuleModules = Annotated[
     list[str] | None,
     typer.Option("--rule-module", metavar="MODULE", help="Python module with rules of your own; may be repeated."),
 ]
+
+
+# Not the checks of Typer, whose messages leave the value out or put noise in front.
+def one_of(choices: Any) -> dict[str, Any]:
+    """Settings of a `typer.Option` whose value is one of those of a `Literal`."""
+    known = get_args(choices)
+
+    def parse(value: str) -> str:
+        if value not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(map(repr, known))}, was {value!r}")
+        return value
+
+    return {"parser": parse, "metavar": f"[{'|'.join(known)}]"}
+
+
+def whole_number(*, at_least: int) -> dict[str, Any]:
+    """Settings of a `typer.Option` whose value is a whole number, 0 or more."""
+
+    def parse(value: str | int) -> int:
+        if not str(value).isdecimal() or int(value) < at_least:
+            raise typer.BadParameter(f"expected a whole number of at least {at_least}, was {str(value)!r}")
+        return int(value)
+
+    return {"parser": parse, "metavar": "NUMBER"}
+
+
+def positive_number() -> dict[str, Any]:
+    """Settings of a `typer.Option` whose value is a finite number above 0."""
+
+    def parse(value: str | float) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and number > 0.0):
+            raise typer.BadParameter(f"expected a number above 0, was {str(value)!r}")
+        return number
+
+    return {"parser": parse, "metavar": "NUMBER"}
+
 
 stdout = Console()
 stderr = Console(stderr=True)

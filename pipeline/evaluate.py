@@ -16,7 +16,7 @@ from benchmarks.folds import Engine, FoldResult, FoldTask, Work, check_engine, r
 from benchmarks.machine import machine
 from benchmarks.suite import plan_suite, suite_tasks, work_on_cell
 from benchmarks.tuning import Trial, draw_trials, rank_trials, tuning_tasks, work_on_trial
-from benchmarks.walk_forward import first_runs, fold_tasks, join_folds, plan_folds, work_on_fold
+from benchmarks.walk_forward import first_runs, fold_tasks, join_folds, panel_of, plan_folds, work_on_fold
 from configs import ConfigError, DetentConfig, config_hash, flat_values, load_config, resolved_yaml
 from data import FeatureTable, atomic_write_text, canonical_json, sha256_bytes
 from envs import REWARDS, TradingDynamics
@@ -161,7 +161,7 @@ def evaluate_walk_forward(config: DetentConfig, workdir: Path, job: Job, command
         report = walk_forward_report(
             config,
             findings,
-            fold_market(table, [fold.test for fold in folds]),
+            fold_market(panel_of(table), [fold.test for fold in folds]),
             [{name: _span(table, window) for name, window in asdict(fold).items()} for fold in folds],
             title=f"Detent: walk-forward over {config.data.source.symbol}",
             reproduce=(command,),

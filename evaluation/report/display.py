@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.report.policies import POLICIES
 from evaluation.verdict import Criterion, Decision, Verdict
 
 MISSING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -41,10 +40,8 @@ def words(value: Any, spec: str = "") -> str:
 
 
 def sentence(text: str) -> str:
-    """A capital at the start, unless a policy's name stands there, and a full stop at the end."""
-    first = re.match(r"\w*", text)
-    is_name = first is not None and first[0] in POLICIES
-    return (text if is_name else text[:1].upper() + text[1:]) + _stop(text)
+    """A capital at the start and a full stop at the end."""
+    return _capital(text) + _stop(text)
 
 
 def prose(text: str) -> str:
@@ -59,8 +56,8 @@ def _typeset(text: str) -> str:
 
 def criterion_name(criterion: Criterion) -> str:
     """The label, with a capital at its start."""
-    label = criterion.question.label
-    return label[:1].upper() + label[1:]
+    question = criterion.question
+    return _capital(f"{question.label} ({question.detail})" if question.detail else question.label)
 
 
 def observed(criterion: Criterion) -> tuple[str, str]:
@@ -80,12 +77,7 @@ def unmet(verdict: Verdict) -> str:
     parts = []
     answers = {False: "not met"} if verdict.decision == Decision.NO_GO else {False: "not met", None: "open"}
     for answer, said in answers.items():
-        labels = [
-            re.sub(r" \(.*\)", "", one.question.label)
-            for one in verdict.criteria
-            # Reported beside the others, it decides nothing.
-            if one.passed is answer and one.name != "sharpe_full_margin"
-        ]
+        labels = [one.question.label for one in verdict.criteria if one.passed is answer and one.question.decides]
         if labels:
             parts.append(f"{said}: {', '.join(labels)}")
     return "; ".join(parts) or "all met"
@@ -107,6 +99,10 @@ def _with_unit(criterion: Criterion, value: float, spec: str) -> str:
     text = number(value, spec).replace("%", " %")
     unit = criterion.question.unit
     return text if text == MISSING or not unit else f"{text} {unit}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _stop(text: str) -> str:

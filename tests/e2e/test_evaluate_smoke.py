@@ -11,25 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 from smoke_runs import SmokeRun, detent, isolated_environment
-from test_report_browser import ARGS, find_chromium
 
 from configs import load_config
+from evaluation.verdict import QUESTIONS
 from pipeline.evaluate import EXPERIMENT, Evaluated, Job, evaluate_suite, evaluate_walk_forward
 from pipeline.tracking import Tracker
 
-CRITERIA = [
-    "sharpe_point",
-    "sharpe_above_zero",
-    "sharpe_full_margin",
-    "exposure",
-    "drawdown",
-    "kill_switch",
-    "latency",
-    "valid_actions",
-    "instrument",
-]
 FOLDS = (
     "data.split.train_years=2",
     "data.split.validation_years=1",
@@ -95,7 +84,7 @@ def test_a_suite_ends_with_a_verdict_and_everything_a_script_needs(suite: SmokeR
     assert suite.returncode == 0, suite.stderr
     assert (result["status"], result["exit_code"]) == ("evaluated", 0)
     assert result["verdict"]["decision"] in ("GO", "CONDITIONAL", "NO-GO")
-    assert [one["name"] for one in result["verdict"]["criteria"]] == CRITERIA
+    assert [one["name"] for one in result["verdict"]["criteria"]] == [*QUESTIONS]
     assert result["verdict"]["criteria"][-2]["passed"] is True
     assert result["caveats"] == ["Smoke run: its numbers mean nothing."]
     config = load_config("suite-smoke").evaluation.suite
@@ -137,20 +126,18 @@ def test_tracking_holds_settings_decision_metrics_and_the_report(suite: SmokeRun
     assert {"report.html", "report.json", "summary.md", "config.yaml", "results.csv"} <= logged
 
 
-def test_the_page_opens_in_a_browser_and_fits_a_phone(suite: SmokeRun) -> None:
+def test_the_page_opens_in_a_browser_and_fits_a_phone(suite: SmokeRun, browser: Browser) -> None:
     address = Path(suite.result["report"]).as_uri()
     trouble: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=ARGS)
-        page = browser.new_page(viewport={"width": 400, "height": 800})
-        page.on("console", lambda message: trouble.append(f"console {message.type}: {message.text}"))
-        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-        page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url[:80]}"))
-        page.goto(address, wait_until="load")
-        widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
-        across = page.evaluate("document.documentElement.scrollWidth")
-        text = page.inner_text("body")
-        browser.close()
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    page.on("console", lambda message: trouble.append(f"console {message.type}: {message.text}"))
+    page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url[:80]}"))
+    page.goto(address, wait_until="load")
+    widths = page.eval_on_selector_all("img", "images => images.map(image => image.naturalWidth)")
+    across = page.evaluate("document.documentElement.scrollWidth")
+    text = page.inner_text("body")
+    page.close()
     report = json.loads(Path(suite.result["numbers"]).read_text())
     assert trouble == []
     assert len(widths) == sum(len(section["figures"]) for section in report["sections"])

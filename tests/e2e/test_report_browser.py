@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request
 from report_worlds import interval, png, report, results
 
 from evaluation.report import Column, Figure, Section, Table, write_report
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-ARGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
-
-
-def find_chromium() -> str:
-    """DETENT_CHROMIUM, else a browser on PATH; without one skip, or fail where CI promises one."""
-    named = os.environ.get("DETENT_CHROMIUM")
-    if named:
-        assert Path(named).is_file(), f"DETENT_CHROMIUM: expected a Chromium binary, was {named!r}"
-        return named
-    found = next((path for path in map(shutil.which, NAMES) if path), None)
-    if found is None:
-        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        refuse(reason=f"no browser: install Chromium or set DETENT_CHROMIUM (looked for {', '.join(NAMES)} on PATH)")
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = find_chromium()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

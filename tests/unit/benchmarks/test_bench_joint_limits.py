@@ -21,7 +21,6 @@ from benchmarks.joint_limits import (
     train,
 )
 from benchmarks.machine import machine
-from data import atomic_write_json
 from envs.portfolio import LIMITS, PERIODS, TABLE, PortfolioVecEnv, observation_space
 from masking.joint_policy import JointMaskablePolicy
 from masking.strict_policy import StrictMaskablePolicy
@@ -135,11 +134,8 @@ def test_training_improves_on_random_play(policy: Any, variant: Any) -> None:
     assert env.audit.invalid == 0
 
 
-def test_a_small_run_of_everything_is_written_whole(tmp_path) -> None:
-    report = measure_joint_limits(**SMOKE)
-    atomic_write_json(tmp_path / "report.json", report.to_dict())
-    raw = json.loads((tmp_path / "report.json").read_text())
-    assert raw == json.loads(json.dumps(report.to_dict()))
+def test_a_small_run_of_everything_is_reported() -> None:
+    raw = json.loads(json.dumps(measure_joint_limits(**SMOKE).to_dict(), allow_nan=False))
     assert raw["machine"] == machine()
     assert {"python", "numpy", "torch", "sb3-contrib"} <= set(raw["versions"])
     assert {cost["task"] for cost in raw["costs"]} == {"forward", "evaluate_actions and backward"}

@@ -12,7 +12,6 @@ from benchmarks.learned_masks import (
     measure_learned_masks,
     trading_world,
 )
-from data import atomic_write_json
 from masking import HOLD
 from world_model.mask_bound import MaskBoundError
 
@@ -55,13 +54,11 @@ def test_masked_cartpole_has_no_safe_action_and_keeps_its_promise():
     assert measured.calibration_error < 0.05
 
 
-def test_trading_rules_are_learned_with_hold_safe(trading, tmp_path):
+def test_trading_rules_are_learned_with_hold_safe(trading):
     learned, measured = measure_learned_masks(
         trading, episodes=500, fresh_episodes=300, max_steps=8, config=CONFIG, seed=1
     )
-    raw = measured.to_dict()
-    atomic_write_json(tmp_path / "masks.json", raw)
-    assert json.loads((tmp_path / "masks.json").read_text()) == json.loads(json.dumps(raw))
+    raw = json.loads(json.dumps(measured.to_dict(), allow_nan=False))
     assert learned.safe_action == HOLD
     assert measured.fresh.false_valid <= 0.02
     assert measured.fresh.refused == 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from benchmarks import masks as bench
 from benchmarks.machine import machine
 from benchmarks.masks import MaskReport, Series, measure_masks
-from data import atomic_write_json
 from masking import ActionTable, RuleSet, trading_rules
 
 
@@ -40,10 +38,8 @@ def test_a_goal_may_be_met_exactly_and_is_judged_by_the_median() -> None:
     assert Series.of(samples).within_goal
 
 
-def test_the_report_has_everything_that_is_needed_to_read_it(measured: MaskReport, tmp_path: Path) -> None:
-    raw = measured.to_dict()
-    atomic_write_json(tmp_path / "masks.json", raw)
-    assert json.loads((tmp_path / "masks.json").read_text()) == raw
+def test_the_report_has_everything_that_is_needed_to_read_it(measured: MaskReport) -> None:
+    raw = json.loads(json.dumps(measured.to_dict(), allow_nan=False))
     for name, calls in {"numpy_row": 40, "onnx_row": 40, "torch_batch": 10, "explain_row": 40}.items():
         series = raw[name]
         assert series["calls"] == calls

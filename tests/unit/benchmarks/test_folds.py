@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -134,7 +135,10 @@ def test_a_ray_cluster_agrees_bit_by_bit_and_survives_a_dead_worker(tmp_path: Pa
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     seen: list[int] = []
     deadly = [FoldTask(task.label, task.identity, "die" if task.label == "fold 1" else None) for task in tasks(4)]
-    with pytest.raises(FoldError, match=r"1 of 4 tasks failed(?s:.*)\nfold 1: "):
+    with (
+        pytest.warns(RuntimeWarning, match="^fold 1 failed, the others go on: "),
+        pytest.raises(FoldError, match=r"1 of 4 tasks failed(?s:.*)\nfold 1: "),
+    ):
         run_folds(
             deadly, compute_or_die, tmp_path / "ray", engine="ray", jobs=2,
             progress=lambda done, total, label: seen.append(done),
@@ -160,11 +164,14 @@ def stored_seeds(root: Path) -> list[int]:
 def test_failing_tasks_are_named_after_all_others_are_stored(tmp_path: Path, engine: Engine) -> None:
     payload = {"log": str(tmp_path / "log"), "raise": [1, 3]}
     seen: list[int] = []
-    with pytest.raises(FoldError) as caught:
+    with pytest.warns(RuntimeWarning, match="failed, the others go on") as warned, pytest.raises(FoldError) as caught:
         run_folds(
             tasks(5, payload), logged, tmp_path / "runs", engine=engine, jobs=2,
             progress=lambda done, total, label: seen.append(done),
         )  # fmt: skip
+    assert sorted(str(one.message) for one in warned) == [
+        f"fold {number} failed, the others go on: ArithmeticError: seed {number} diverged" for number in (1, 3)
+    ]
     message = str(caught.value)
     assert message.startswith("2 of 5 tasks failed")
     assert message.index("fold 1: Traceback") < message.index("ArithmeticError: seed 1 diverged")
@@ -181,18 +188,27 @@ def always_fails(task: FoldTask) -> dict[str, Any]:
 
 
 def test_of_many_failures_the_first_are_told_in_full(tmp_path: Path) -> None:
-    with pytest.raises(FoldError) as raised:
+    with pytest.warns(RuntimeWarning, match="no bars"), pytest.raises(FoldError) as raised:
         run_folds(tasks(5), always_fails, tmp_path, engine="serial")
-    assert str(raised.value).count("Traceback") == 5
-    assert str(raised.value).count("ValueError: no bars") == 3
-    assert [str(raised.value).count(f"fold {number}: ") for number in range(5)] == [1] * 5
+    message = str(raised.value)
+    assert [message.count(f"fold {number}: Traceback") for number in range(5)] == [1, 1, 1, 0, 0]
+    assert message.endswith("\nfold 3: ValueError: no bars\nfold 4: ValueError: no bars")
+
+
+def test_a_failure_is_told_before_the_next_task_starts(tmp_path: Path) -> None:
+    told = "fold 1 failed, the others go on: ArithmeticError: seed 1 diverged"
+    payload = {"log": str(tmp_path / "log"), "raise": [1]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match=told):
+            run_folds(tasks(5, payload), logged, tmp_path / "runs", engine="serial")
+    assert stored_seeds(tmp_path / "runs") == [0]
 
 
 def test_a_worker_that_dies_takes_only_its_own_task_along(tmp_path: Path) -> None:
     payload = {"log": str(tmp_path / "log"), "die": [0, 4]}
-    with pytest.raises(
-        FoldError, match=r"2 of 6 tasks failed(?s:.*)fold 0: its worker process died(?s:.*)fold 4: its wor"
-    ):
+    causes = r"2 of 6 tasks failed(?s:.*)fold 0: its worker process died(?s:.*)fold 4: its worker process died"
+    with pytest.warns(RuntimeWarning, match="its worker process died"), pytest.raises(FoldError, match=causes):
         run_folds(tasks(6, payload), logged, tmp_path / "runs", engine="joblib", jobs=2)
     assert stored_seeds(tmp_path / "runs") == [1, 2, 3, 5]
 
@@ -338,7 +354,11 @@ def test_a_damaged_result_stays_when_its_task_fails(tmp_path: Path) -> None:
     run_folds(tasks(1, payload), logged, tmp_path / "runs", engine="serial")
     (folder,) = (tmp_path / "runs").iterdir()
     flip_a_bit(folder / "arrays.npz")
-    with pytest.warns(RuntimeWarning, match="damaged"), pytest.raises(FoldError, match="1 of 1 tasks failed"):
+    with (
+        pytest.warns(RuntimeWarning, match="damaged"),
+        pytest.warns(RuntimeWarning, match="failed, the others go on"),
+        pytest.raises(FoldError, match="1 of 1 tasks failed"),
+    ):
         run_folds(tasks(1, payload | {"raise": [0]}), logged, tmp_path / "runs", engine="serial")
     assert sorted(os.listdir(folder)) == ["arrays.npz", "result.json"]
 
@@ -371,7 +391,10 @@ def with_numpy_scalar(task: FoldTask) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_stored_is_the_failure_of_its_task_by_name(tmp_path: Path, work, message: str) -> None:
-    with pytest.raises(FoldError, match=f"fold 0: (?s:.*)ValueError: {message}"):
+    with (
+        pytest.warns(RuntimeWarning, match=message),
+        pytest.raises(FoldError, match=f"fold 0: (?s:.*)ValueError: {message}"),
+    ):
         run_folds(tasks(1), work, tmp_path, engine="serial")
     assert os.listdir(tmp_path) == []
 

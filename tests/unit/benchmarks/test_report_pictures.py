@@ -17,6 +17,7 @@ from report_findings import (
 
 from benchmarks import report_pictures
 from benchmarks.report_pictures import equity, first_market, fold_market, world_model
+from benchmarks.walk_forward import panel_of
 from evaluation.report.figures import equity_fan
 
 
@@ -35,7 +36,7 @@ def test_calibration_is_drawn_where_there_is_a_world_model():
 
 
 def test_test_windows_are_one_market_that_keeps_its_price_and_says_where_folds_start():
-    market = fold_market(bars(), TESTS)
+    market = fold_market(panel_of(bars()), TESTS)
     assert market.starts == (31, 62)
     assert (len(market.timestamps), market.regime, market.names) == (93, None, bars().names)
     np.testing.assert_allclose(market.price[[0, 30, 31, 92]], np.exp(0.01 * np.array([0, 30, 90, 151])))
@@ -51,7 +52,7 @@ def test_an_account_of_a_fold_starts_with_what_the_last_one_left(monkeypatch):
         return equity_fan(timestamps, curves, unit=unit, starts=starts)
 
     monkeypatch.setattr(report_pictures, "equity_fan", draw)
-    equity(fold_findings().main, fold_market(bars(), TESTS))
+    equity(fold_findings().main, fold_market(panel_of(bars()), TESTS))
     made = fold_findings().main.policies["mbpo"].returns[:, 0].astype(np.float64)
     grown = np.cumprod(1.0 + made, axis=1)
     np.testing.assert_allclose(

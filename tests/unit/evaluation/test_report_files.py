@@ -341,9 +341,7 @@ def test_a_criterion_reads_as_a_measure_and_what_is_asked(name, value, threshold
     assert f"{' '.join(observed(one))}, {' '.join(asked(one))}" == shown
 
 
-def test_a_name_at_the_start_of_a_sentence_stays_as_it_is():
-    assert sentence("mbpo_planner stays") == "mbpo_planner stays."
-    assert sentence("sac: never") == "sac: never."
+def test_a_sentence_has_a_capital_and_one_stop():
     assert sentence("saccades") == "Saccades."
     assert sentence("drawdown -3 %.") == "Drawdown -3 %."
 

@@ -58,8 +58,21 @@ def test_markets_are_timed_in_smoke_and_a_missed_goal_is_an_exit_code(
     assert bench("market").exit_code == 1
 
 
-def test_a_negative_seed_is_wrong_usage() -> None:
-    assert bench("learned-masks", "--smoke", "--seed", "-1").exit_code == 2
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("learned-masks", "--smoke", "--seed", "-1"), "'--seed': expected a whole number of at least 0, was '-1'"),
+        (("masks", "--calls", "99"), "'--calls': expected a whole number of at least 100, was '99'"),
+        (("masks", "--calls", "1e3"), "'--calls': expected a whole number of at least 100, was '1e3'"),
+        (("latency", "--bundle", "b", "--budget-ms", "0"), "'--budget-ms': expected a number above 0, was '0'"),
+        (("latency", "--bundle", "b", "--budget-ms", "inf"), "'--budget-ms': expected a number above 0, was 'inf'"),
+        (("latency", "--bundle", "b", "--budget-ms", "fast"), "'--budget-ms': expected a number above 0, was 'fast'"),
+    ],
+)
+def test_an_option_out_of_bounds_is_wrong_usage_and_says_what_it_was(command: tuple[str, ...], message: str) -> None:
+    result = bench(*command)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.replace("│", "").split())
 
 
 @pytest.mark.parametrize("command", BENCHMARKS, ids=lambda command: command[0])

@@ -158,7 +158,10 @@ def test_a_workdir_below_a_file_is_exit_code_78(tmp_path: Path) -> None:
 def test_a_task_that_fails_is_a_bug_with_its_name_and_the_others_are_kept(tmp_path: Path) -> None:
     # A forecast further ahead than the training path is long; nothing else is wrong with these settings.
     config = load_config("suite-smoke", [*TINY, *FEW, "evaluation.ridge.horizons=[5000]"])
-    with pytest.raises(folds.FoldError, match="plain-ridge-250-0") as failed:
+    with (
+        pytest.warns(RuntimeWarning, match="plain-ridge-250-0 failed, the others go on"),
+        pytest.raises(folds.FoldError, match="plain-ridge-250-0") as failed,
+    ):
         evaluate_suite(config, tmp_path, Job(engine="serial", track=False), "detent evaluate")
     assert "others are stored" in str(failed.value)
     assert any(planned(config, tmp_path, is_suite=True).values())
@@ -362,6 +365,22 @@ def test_caches_and_scratch_files_stay_below_the_workdir(tmp_path: Path) -> None
     code = "import tempfile, matplotlib; print(tempfile.gettempdir(), matplotlib.get_configdir())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(Path(place).is_relative_to(tmp_path) for place in done.stdout.split())
+
+
+def cache_settings() -> list[str | None]:
+    return [os.environ.get(name) for name in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")]
+
+
+BEFORE = cache_settings()
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_no_test_inherits_the_caches_of_the_one_before(tmp_path: Path, turn: int) -> None:
+    assert (turn, cache_settings()) == (turn, BEFORE)
+    assert not Path(tempfile.gettempdir()).is_relative_to(tmp_path.parent)
+    keep_caches_in(tmp_path)
+    assert None not in cache_settings()
+    assert Path(tempfile.gettempdir()).is_relative_to(tmp_path)
 
 
 def test_without_caches_a_setting_of_the_users_own_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
