@@ -96,7 +96,7 @@ def bench_masks(
 
 @bench_app.command("joint-limits")
 def bench_joint_limits(json_file: JsonFile = None, smoke: Smoke = False) -> None:
-    """Count how many combinations break joint limits, time the joint policy, train it; about ten minutes."""
+    """Count how many combinations break joint limits, time the joint policy, train it; half an hour or less."""
     with reported(as_json=False):
         check_output_file("--json", json_file)
         from benchmarks.joint_limits import SMOKE, measure_joint_limits
