@@ -109,7 +109,9 @@ class AccountConfig(Section):
 
 
 class RewardConfig(Section):
-    """Reward N1: `w_p * profit/profit_scale - w_d * drawdown/drawdown_scale - w_c * 1[limit breached]`.
+    """Reward N1: `w_p * utility/profit_scale - w_d * drawdown/drawdown_scale - w_c * 1[limit breached]`.
+
+    Utility is `r - risk_aversion/2 * r^2` of the bar's log return r.
 
     The reward shapes preference; the limits themselves are enforced by masks, never by these weights.
     """
@@ -118,6 +120,8 @@ class RewardConfig(Section):
     """Name under which the reward function is registered in `envs.reward`."""
     profit_weight: NonNegative = 1.0
     """w_p."""
+    risk_aversion: NonNegative = 0.0
+    """What variance costs: 0 seeks growth; at 5 a position is sized by its forecast over five times its variance."""
     drawdown_weight: NonNegative = 0.005
     """w_d."""
     breach_weight: NonNegative = 1.0
@@ -181,6 +185,8 @@ class MBPOConfig(Section):
     """Share of rows that walk through history; the rest are imagined."""
     penalty_coef: NonNegative = 0.5
     """lambda_u: reward units subtracted per unit of |position| and of ensemble disagreement."""
+    control_variate: Fraction = 1.0
+    """Share of the unforeseen part of a bar's return that is taken out of the reward PPO sees; its mean is 0."""
     branch_pool: Count = 32_768
     """Imagined market branches generated once per fit and reused by every policy update."""
     ppo: PPOConfig = PPOConfig(num_envs=2048, n_steps=3, batch_size=3072, n_epochs=3)

@@ -1,7 +1,14 @@
 """MBPO with masks: imagined market branches, the half real, half imagined environment, and masked PPO training."""
 
 from mbpo.collect import collect_transitions, market_rows, replay_schema
-from mbpo.imagination import MarketBranches, branch_summary, historical_uncertainty, imagine_market
+from mbpo.imagination import (
+    Forecast,
+    MarketBranches,
+    branch_summary,
+    historical_forecast,
+    historical_uncertainty,
+    imagine_market,
+)
 from mbpo.policy import TorchPolicy
 from mbpo.recipe import Visited, imagine_branches, mixed_env
 from mbpo.snapshots import TrainedPolicy
@@ -10,6 +17,7 @@ from mbpo.training import train_policy
 from mbpo.vec_env import MixedVecEnv, RolloutStatistics
 
 __all__ = [
+    "Forecast",
     "MarketBranches",
     "MixedVecEnv",
     "RolloutStatistics",
@@ -19,6 +27,7 @@ __all__ = [
     "Visited",
     "branch_summary",
     "collect_transitions",
+    "historical_forecast",
     "historical_uncertainty",
     "imagine_branches",
     "imagine_market",

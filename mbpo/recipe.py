@@ -12,7 +12,7 @@ from configs.schema import DetentConfig
 from data import Scaler, Transitions
 from envs import TradingDynamics
 from mbpo.collect import market_rows
-from mbpo.imagination import MarketBranches, imagine_market
+from mbpo.imagination import Forecast, MarketBranches, imagine_market
 from mbpo.starts import StartBuffer
 from mbpo.vec_env import MixedVecEnv
 from world_model import MarketModel
@@ -56,6 +56,7 @@ def mixed_env(
     scaler: Scaler,
     visited: Visited,
     uncertainty: np.ndarray,
+    forecast: Forecast,
     branches: MarketBranches,
 ) -> MixedVecEnv:
     """The environment MBPO learns in, under the settings of `config.mbpo`.
@@ -67,11 +68,13 @@ def mixed_env(
         scaler,
         visited.features,
         uncertainty,
+        forecast,
         branches,
         StartBuffer(visited.rows, visited.states, capacity=len(visited.rows)),
         num_envs=config.mbpo.ppo.num_envs,
         real_ratio=config.mbpo.real_ratio,
         penalty_coef=config.mbpo.penalty_coef,
+        control_variate=config.mbpo.control_variate,
         episode_bars=config.env.episode_bars,
         seed=config.seed,
     )

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data import Scaler
-from envs import Account, HistoryBatch, TradingDynamics
+from envs import Account, HistoryBatch, StepOutcome, TradingDynamics
 from envs.batch import BatchStep
 from envs.vec_env import TradingVecEnv
 from masking import check_actions
-from mbpo.imagination import MarketBranches
+from mbpo.control_variate import unforeseen_reward
+from mbpo.imagination import MOVES, Forecast, MarketBranches
 from mbpo.starts import StartBuffer
 
 
@@ -55,17 +56,19 @@ class MixedVecEnv(TradingVecEnv):
 
     Masks hold at every real and imagined step, from the same rule set; a forbidden action raises. The reward of an
     imagined step is `reward - penalty_coef * |position after it| * disagreement` at the state the action was taken in:
-    MOPO (arXiv:2005.13239) with ensemble disagreement for the max norm, weighted by what is exposed to it. An imagined
-    branch never signals truncation: collect with `n_steps = H` and call `rebranch` before each rollout, so that the
-    learner's last-value bootstrap cuts it. A branch that terminates early is followed by a fresh one.
+    MOPO (arXiv:2005.13239) with ensemble disagreement for the max norm, weighted by what is exposed to it. From real
+    and imagined rewards alike, what the world model could not foresee is taken out (`mbpo.control_variate`). An
+    imagined branch never signals truncation: collect with `n_steps = H` and call `rebranch` before each rollout, so that
+    the learner's last-value bootstrap cuts it. A branch that terminates early is followed by a fresh one.
 
     Args:
         dynamics, scaler: as in `TradingVecEnv`.
-        features: [T, M] historical rows; uncertainty: [T].
+        features: [T, M] historical rows; uncertainty: [T]; forecast: [T, 2] of the bar after each row.
         branches: market continuations of those rows.
         starts: visited states; real rows keep adding to it.
         real_ratio: share of real rows, rounded to whole rows.
         penalty_coef: lambda_u, reward units per unit of position and disagreement.
+        control_variate: share of the unforeseen reward that is taken out; 0 leaves rewards as they are.
         seed: of starting bars, start states and branch choice.
     """
 
@@ -75,12 +78,14 @@ class MixedVecEnv(TradingVecEnv):
         scaler: Scaler,
         features: np.ndarray,
         uncertainty: np.ndarray,
+        forecast: Forecast,
         branches: MarketBranches,
         starts: StartBuffer,
         *,
         num_envs: int,
         real_ratio: float,
         penalty_coef: float,
+        control_variate: float,
         episode_bars: int,
         seed: int,
     ) -> None:
@@ -92,6 +97,9 @@ class MixedVecEnv(TradingVecEnv):
         self.branches, self.starts, self.penalty_coef = branches, starts, penalty_coef
         self.statistics = RolloutStatistics()
         self._uncertainty = uncertainty
+        self._forecast = forecast
+        self._control_variate = control_variate
+        self._moves = [dynamics.feature_names.index(name) for name in MOVES]
         self._features = features
         self._rng = np.random.default_rng(seed)
         self.walks = (
@@ -142,10 +150,21 @@ class MixedVecEnv(TradingVecEnv):
 
     def _advance_real(self, walks: HistoryBatch, actions: np.ndarray) -> BatchStep:
         self.starts.add(walks.time, walks.state)
+        held, time = walks.account.position, walks.time
         step = walks.step(actions)
         self.statistics.real_steps += len(actions)
         self.statistics.real_reward += float(step.reward.sum())
-        return BatchStep(step.reward, step.terminated, step.truncated)
+        forecast = Forecast(*(part[time] for part in self._forecast))
+        luck = self._luck(held, step.outcome, self._features[time + 1], forecast)
+        return BatchStep(step.reward - luck, step.terminated, step.truncated)
+
+    # What luck added to the reward; held is the position before the bar, the features are those after it.
+    def _luck(self, held: np.ndarray, outcome: StepOutcome, features: np.ndarray, forecast: Forecast) -> np.ndarray:
+        if not self._control_variate:
+            return np.zeros(len(held))
+        positions = np.stack((held, outcome.target), axis=1)
+        luck = unforeseen_reward(self.dynamics.reward, positions, features[:, self._moves], forecast)
+        return self._control_variate * luck
 
     def _advance_imagined(self, now: _Branches, actions: np.ndarray) -> BatchStep:
         check_actions(actions, now.action_masks)
@@ -156,11 +175,14 @@ class MixedVecEnv(TradingVecEnv):
             )
         disagreement = self._uncertainty_at(now)
         next_features = self.branches.features[now.row, now.branch, now.depth]
-        now.account, _, reward = self.dynamics.step(now.account, actions, next_features.astype(np.float64))
+        held = now.account.position
+        now.account, outcome, reward = self.dynamics.step(now.account, actions, next_features.astype(np.float64))
+        at = now.row, now.branch, now.depth
+        luck = self._luck(held, outcome, next_features, Forecast(*(part[at] for part in self.branches.forecast)))
         now.depth = now.depth + 1
         terminated = now.account.killed > 0
         # The market does not react, so disagreement alone would be the same for every action and teach nothing.
-        penalised = reward - self.penalty_coef * np.abs(now.account.position) * disagreement
+        penalised = reward - luck - self.penalty_coef * np.abs(now.account.position) * disagreement
         self._refresh(now)
 
         totals = self.statistics

@@ -28,6 +28,7 @@ from mbpo import (
     TorchPolicy,
     Visited,
     collect_transitions,
+    historical_forecast,
     historical_uncertainty,
     imagine_branches,
     mixed_env,
@@ -150,7 +151,15 @@ def mbpo_stage(
     uncertainty = historical_uncertainty(market.model, visited.features)
 
     def build() -> TradingVecEnv:
-        return mixed_env(config, inputs.dynamics, market.scaler, visited, uncertainty, branches)
+        return mixed_env(
+            config,
+            inputs.dynamics,
+            market.scaler,
+            visited,
+            uncertainty,
+            historical_forecast(market.model, visited.features),
+            branches,
+        )
 
     return _policy_stage(
         MBPO_NAME, config.mbpo.ppo, market.uncertainty, market.scaler, build, inputs, run_dir, tracker, progress

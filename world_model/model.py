@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,28 @@ from world_model.storage import read_model, write_model
 CHUNK_ROWS = 2048
 
 
+class Outlook(NamedTuple):
+    """The next feature row as the equal-weight mixture of elites sees it, raw units."""
+
+    mean: Tensor
+    """[B, M]."""
+    variance: Tensor
+    """[B, M], by the law of total variance: mean noise of the elites plus the spread of their means."""
+    disagreement: Tensor
+    """[B]: mean over features of the elites' population standard deviation, in units of the training deltas'."""
+
+
 class MarketModel(nn.Module):
     """Ensemble of Gaussians over the next feature row (PETS, arXiv:1805.12114), all inputs and outputs raw units.
 
-    `elites` are the members that predictions mix and that imagination samples from; they travel with the weights.
-    The network sees its inputs clamped to the training support, so it never extrapolates; `in_support` tells when that
-    happened. NaN in a feature row gives NaN out; it is never replaced.
+    `elites` are the members that predictions mix and that imagination samples from; they travel with the weights. The
+    mean is a straight line plus what the network makes of the rest. Both see their inputs clamped to the training
+    support, so they never extrapolate; `in_support` tells when that happened. NaN in a feature row gives NaN out; it is
+    never replaced.
     """
 
     elite_index: Tensor
+    line: Tensor
     mean_shrinkage: Tensor
     variance_scale: Tensor
     support_low: Tensor
@@ -49,6 +62,7 @@ class MarketModel(nn.Module):
         *,
         elites: Sequence[int],
         support: tuple[Tensor, Tensor],
+        line: Tensor | None = None,
         variance_scale: Tensor | None = None,
     ) -> None:
         """Put the parts together.
@@ -58,9 +72,10 @@ class MarketModel(nn.Module):
             config: what the ensemble was built from.
             input_normaliser: statistics of the feature rows.
             delta_normaliser: statistics of `next_features - features`.
-            network: maps normalised features to normalised delta.
+            network: maps normalised features to what `baseline` leaves of the next row, in delta standard deviations.
             elites: distinct member indices.
             support: lowest and highest value [M] of each feature, raw units.
+            line: coefficients [M, 1 + M] of `baseline`, intercept first; None is the training mean alone.
             variance_scale: [M], multiplies every variance; None is all ones.
 
         Raises: ValueError if sizes disagree.
@@ -84,6 +99,9 @@ class MarketModel(nn.Module):
                 f"network: expected {size} inputs and outputs, was {network.num_inputs} and {network.num_outputs}"
             )
         self.input_normaliser, self.delta_normaliser, self.network = input_normaliser, delta_normaliser, network
+        self.register_buffer("line", (self._constant_line() if line is None else line).to(torch.float32, copy=True))
+        if self.line.shape != (size, 1 + size):
+            raise ValueError(f"line: expected [{size}, {1 + size}], was {[*self.line.shape]}")
         self.register_buffer("mean_shrinkage", torch.ones(size))
         self.register_buffer("variance_scale", scale.to(torch.float32, copy=True))
         self.register_buffer("support_low", support[0].to(torch.float32, copy=True))
@@ -116,12 +134,13 @@ class MarketModel(nn.Module):
         return self.input_normaliser.std < self.delta_normaliser.std
 
     def baseline(self, features: Tensor) -> Tensor:
-        """Mean of the next row without any skill: the training level for reverting columns, else a constant delta.
+        """Mean of the next row by the straight line alone: a level for reverting columns, else a delta.
 
         Args: features: [..., M]. Returns: [..., M].
         """
-        drift = features + self.delta_normaliser.mean
-        return torch.where(self.reverting, self.input_normaliser.mean.expand_as(drift), drift)
+        inputs = self.input_normaliser(self.clamp(features)).to(torch.float32)
+        forecast = self.delta_normaliser.std * (self.line[:, 0] + inputs @ self.line[:, 1:].T)
+        return torch.where(self.reverting, forecast, features + forecast)
 
     def predict(self, features: Tensor, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Distribution of the next feature row, member by member. Traceable by `torch.export`.
@@ -137,22 +156,39 @@ class MarketModel(nn.Module):
         features = self._checked(features, ranks=(2, 3))
         mean, logvar = self._run(features, members)
         spread = self.delta_normaliser.std
-        baseline = self.baseline(features)
-        departure = features + self.delta_normaliser.inverse(mean) - baseline
         return (
-            baseline + self.mean_shrinkage * departure,
+            self.baseline(features) + (self.mean_shrinkage * spread) * mean,
             torch.exp(logvar) * (spread * spread * self.variance_scale),
         )
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, M] and variance [B, M] of the equal-weight mixture of elites (law of total variance)."""
-        mean, var = self.predict(features, self.elites)
-        centre, between = _moments(mean)
-        return centre, var.mean(dim=0) + between
+        return self.outlook(features)[:2]
 
     def total_variance(self, features: Tensor) -> Tensor:
         """Variance [B, M] of the next features: mean noise of the elites plus their disagreement, raw units."""
         return self.mixture(features)[1]
+
+    def outlook(self, features: Tensor) -> Outlook:
+        """What the elites expect together, how sure they are, and how far they are apart, in one pass.
+
+        Args: features: [B, M].
+        """
+        features = self._checked(features, ranks=(2,))
+        # Batches of a trace are symbolic; comparing them would freeze the export to one side of the branch.
+        if not torch.compiler.is_exporting() and len(features) > CHUNK_ROWS:
+            parts = zip(*(self.outlook(part) for part in torch.split(features, CHUNK_ROWS)), strict=True)
+            return Outlook(*map(torch.cat, parts))
+        mean, logvar = self._run(features, self.elites)
+        centre, between = _moments(mean)
+        spread = self.delta_normaliser.std
+        reach = self.mean_shrinkage * spread
+        return Outlook(
+            mean=self.baseline(features) + reach * centre,
+            variance=torch.exp(logvar).mean(dim=0) * (spread * spread * self.variance_scale)
+            + between * (reach * reach),
+            disagreement=torch.sqrt(between).mean(dim=-1),
+        )
 
     def disagreement(self, features: Tensor) -> Tensor:
         """How far the elites' means are apart: epistemic uncertainty.
@@ -161,12 +197,7 @@ class MarketModel(nn.Module):
         Returns: [B], mean over features of the elites' population standard deviation, in units of the training
             deltas' standard deviation; 0 with a single elite.
         """
-        features = self._checked(features, ranks=(2,))
-        # Batches of a trace are symbolic; comparing them would freeze the export to one side of the branch.
-        if not torch.compiler.is_exporting() and len(features) > CHUNK_ROWS:
-            return torch.cat([self.disagreement(part) for part in torch.split(features, CHUNK_ROWS)])
-        mean, _ = self._run(features, self.elites)
-        return torch.sqrt(_moments(mean)[1]).mean(dim=-1)
+        return self.outlook(features).disagreement
 
     @torch.no_grad()
     def sample_next(self, features: Tensor, member: Tensor, noise: Tensor) -> Tensor:
@@ -271,7 +302,13 @@ class MarketModel(nn.Module):
                 raise ModelFileError(f"{directory}: {name}: expected finite numbers, was NaN or infinite")
         return model
 
-    # Only the network sees clamped inputs. Beyond the training range it would extrapolate without bound: a single
+    def _constant_line(self) -> Tensor:
+        line = torch.zeros(self.num_features, 1 + self.num_features)
+        level = torch.where(self.reverting, self.input_normaliser.mean, self.delta_normaliser.mean)
+        line[:, 0] = level / self.delta_normaliser.std
+        return line
+
+    # Network and line see clamped inputs. Beyond the training range it would extrapolate without bound: a single
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
     def _run(self, features: Tensor, members: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         mean, logvar = self.network(self.input_normaliser(self.clamp(features)), members)

@@ -20,6 +20,7 @@ from data.errors import DataError
 from data.fields import Field
 from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
 from world_model.errors import TrainingError
+from world_model.linear import fit_line
 from world_model.losses import gaussian_nll, member_nll
 from world_model.metrics import ModelMetrics, by_field, evaluate_market_model
 from world_model.model import MarketModel
@@ -83,12 +84,13 @@ def fit_market_model(
 ) -> tuple[MarketModel, FitReport]:
     """Fit the ensemble to the transitions of one feature table.
 
-    Targets are `features[t+1] - features[t]`. The last `holdout_fraction` of the transitions, in time order, never
-    reach a gradient: each member keeps the weights of its own best epoch there, fitting stops when no member has
-    improved for `patience` epochs, the best members become elites, and per feature one shrinkage of the mean and one
-    variance multiplier are set there in closed form. Each member trains on a bootstrap sample drawn once for the whole
-    fit (PETS). Every random number comes from one generator seeded with `seed`; torch's global generator is not
-    touched.
+    A straight line is fitted to the next row in closed form (`world_model.linear`), the networks to what it leaves, in
+    standard deviations of `features[t+1] - features[t]`. The last `holdout_fraction` of the transitions, in time
+    order, never reach a gradient: each member keeps the weights of its own best epoch there, fitting stops when no
+    member has improved for `patience` epochs, the best members become elites, and per feature one shrinkage of the
+    networks' mean and one variance multiplier are set there in closed form. Each member trains on a bootstrap sample
+    drawn once for the whole fit (PETS). Every random number comes from one generator seeded with `seed`; torch's
+    global generator is not touched.
 
     Args:
         features: [T, M], raw units, in time order, one row per bar.
@@ -109,7 +111,7 @@ def fit_market_model(
     values = _checked_table(features, fields)
     if purge < 0:
         raise ValueError(f"purge: expected at least 0 rows, was {purge}")
-    current, delta = values[:-1], values[1:] - values[:-1]
+    current, delta = values[:-1], np.diff(values, axis=0)
     holdout_rows = round(config.holdout_fraction * len(current))
     train_rows = len(current) - holdout_rows - purge
     _refuse_few_rows(train_rows, holdout_rows, purge, values.shape)
@@ -123,7 +125,7 @@ def fit_market_model(
     low, high = training_support(values[: train_rows + 1])
     # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
     inputs = _standardised(current.clip(low, high), input_normaliser)
-    targets = _standardised(delta, delta_normaliser)
+    line, targets = _beyond_line(inputs, values, train_rows, input_normaliser, delta_normaliser)
 
     generator = torch.Generator().manual_seed(seed)
     size = len(fields)
@@ -154,6 +156,7 @@ def fit_market_model(
         network,
         elites=elites,
         support=(torch.from_numpy(low), torch.from_numpy(high)),
+        line=line,
     )
     holdout = values[first_holdout:]
     before, after = recalibrate(model, holdout)
@@ -312,6 +315,24 @@ def _refuse_few_rows(train_rows: int, holdout_rows: int, purge: int, shape: tupl
             f"{MIN_HOLDOUT_ROWS} holdout rows, was {max(train_rows, 0)} and {holdout_rows} "
             f"(table of {shape[0]} rows, purge {purge})"
         )
+
+
+# The line [M, 1 + M] of the training rows, and what it leaves of every next row [N, M], in delta standard deviations.
+def _beyond_line(
+    inputs: Tensor,
+    values: NDArray[np.float64],
+    train_rows: int,
+    input_normaliser: Normaliser,
+    delta_normaliser: Normaliser,
+) -> tuple[Tensor, Tensor]:
+    # Levels where a column reverts within a bar, deltas elsewhere: there 0 is what one knows without the data.
+    start = np.where((input_normaliser.std < delta_normaliser.std).numpy(), 0.0, values[:-1])
+    outcome = (values[1:] - start) / delta_normaliser.std.double().numpy()
+    design = inputs.double().numpy()
+    coefficients, _ = fit_line(design[:train_rows], outcome[:train_rows])
+    line = torch.from_numpy(coefficients).to(torch.float32)
+    left = torch.from_numpy(outcome) - (line[:, 0] + inputs @ line[:, 1:].T)
+    return line, left.to(torch.float32)
 
 
 # In float64: features whose level is large against their deltas would lose digits in float32.

@@ -10,7 +10,7 @@ from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scale
 from configs.schema import RewardConfig
 from envs import TradingDynamics
 from masking import InvalidActionError
-from mbpo import MixedVecEnv, StartBuffer, imagine_market
+from mbpo import MixedVecEnv, StartBuffer, historical_forecast, imagine_market
 
 
 def start_buffer(dynamics: TradingDynamics, features: np.ndarray) -> StartBuffer:
@@ -39,11 +39,13 @@ def make_env(num_envs: int = 8, real_ratio: float = 0.5, penalty_coef: float = 0
         make_scaler(features),
         features,
         np.linspace(0.1, 0.5, len(features)),
+        historical_forecast(SteppingMarket(), features),  # type: ignore[arg-type]
         branches,
         start_buffer(dynamics, features),
         num_envs=num_envs,
         real_ratio=real_ratio,
         penalty_coef=penalty_coef,
+        control_variate=options.pop("control_variate", 0.0),
         episode_bars=10,
         seed=0,
     )
@@ -227,3 +229,18 @@ def test_random_walks_through_history_and_imagination_stay_valid_by_the_audit() 
         masks = env.action_masks()
         env.step(np.where(masks, rng.random(masks.shape), -1.0).argmax(axis=1))
     assert (env.audit.executed, env.audit.invalid) == (300 * 512, 0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_luck_is_taken_out_of_real_and_imagined_rewards(ratio: float) -> None:
+    # The model expects no move: what is left of a day's profit is the cost and what variance costs.
+    reward = RewardConfig(drawdown_weight=0.0)
+    rewards = {}
+    for share in (0.0, 1.0):
+        env = make_env(200, ratio, 0.0, control_variate=share, dynamics=make_dynamics(reward, cost_rate=0.0))
+        env.reset()
+        rng = np.random.default_rng(0)
+        steps = [env.step(random_valid(env, rng))[1] for _ in range(2)]
+        rewards[share] = np.concatenate(steps)
+    assert np.abs(rewards[1.0]).max() < 0.05 * np.abs(rewards[0.0]).max()
+    assert np.abs(rewards[0.0]).max() > 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scaler
+from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scaler, no_forecast
 from sb3_contrib import MaskablePPO
 
 from configs.schema import PPOConfig
@@ -37,11 +37,13 @@ def mixed(seed: int = 0) -> MixedVecEnv:
         SCALER,
         FEATURES,
         np.zeros(len(FEATURES)),
+        no_forecast(len(FEATURES)),
         branches,
         starts,
         num_envs=64,
         real_ratio=0.5,
         penalty_coef=0.1,
+        control_variate=0.0,
         episode_bars=50,
         seed=seed,
     )

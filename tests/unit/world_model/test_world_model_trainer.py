@@ -205,7 +205,7 @@ def test_every_member_ends_with_the_weights_of_its_own_best_epoch(autoregression
     assert len({*report.best_epochs}) > 1
     holdout = torch.from_numpy(walk[report.train_rows + 10 :])
     network_inputs = model.input_normaliser(model.clamp(holdout[:-1].float()))
-    target = model.delta_normaliser((holdout[1:] - holdout[:-1]).float())
+    target = (holdout[1:] - model.baseline(holdout[:-1])).float() / model.delta_normaliser.std
     with torch.no_grad():
         scores = stopping_score(*model.network(network_inputs), target, model.varying)
     assert scores.tolist() == pytest.approx(report.member_scores, abs=1e-4)
@@ -304,13 +304,15 @@ def test_support_covers_every_training_row(autoregression, make_fields):
     assert not model.in_support(torch.from_numpy(values[:1] + 100.0)).any()
 
 
-def test_shrinkage_keeps_structure_and_drops_noise(make_fields):
-    # Column 0 follows column 1 with one bar's delay; column 1 is white noise, so nothing departs from its level.
+def test_line_takes_what_is_straight_the_network_what_is_not_and_noise_is_dropped(make_fields):
+    # Column 0 follows column 1 with one bar's delay, column 2 its absolute value; column 1 is white noise.
     generator = np.random.default_rng(0)
     noise = generator.standard_normal(1201)
-    features = np.stack([np.concatenate([[0.0], noise[:-1]]), noise], axis=1)
+    before = np.concatenate([[0.0], noise[:-1]])
+    features = np.stack([before, noise, np.abs(before)], axis=1)
     config = WorldModelConfig(num_members=3, num_elites=2, hidden=(16,), batch_size=256, max_epochs=60)
-    model, report = fit_market_model(features, make_fields(2), config, seed=0)
-    assert report.mean_shrinkage["f0"] > 0.9
+    model, report = fit_market_model(features, make_fields(3), config, seed=0)
+    assert model.baseline(torch.tensor([[0.0, 2.0, 0.0]]))[0, 0].item() == pytest.approx(2.0, abs=0.05)
+    assert report.mean_shrinkage["f2"] > 0.9
     assert report.mean_shrinkage["f1"] < 0.5
     assert [*report.mean_shrinkage.values()] == model.mean_shrinkage.tolist()
