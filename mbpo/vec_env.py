@@ -58,8 +58,8 @@ class MixedVecEnv(TradingVecEnv):
     imagined step is `reward - penalty_coef * |position after it| * disagreement` at the state the action was taken in:
     MOPO (arXiv:2005.13239) with ensemble disagreement for the max norm, weighted by what is exposed to it. From real
     and imagined rewards alike, what the world model could not foresee is taken out (`mbpo.control_variate`). An
-    imagined branch never signals truncation: collect with `n_steps = H` and call `rebranch` before each rollout, so that
-    the learner's last-value bootstrap cuts it. A branch that terminates early is followed by a fresh one.
+    imagined branch never signals truncation: collect with `n_steps = H` and call `rebranch` before each rollout, so
+    that the learner's last-value bootstrap cuts it. A branch that terminates early is followed by a fresh one.
 
     Args:
         dynamics, scaler: as in `TradingVecEnv`.
