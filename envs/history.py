@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -109,6 +109,15 @@ class HistoryBatch:
             truncated = truncated | (self.age >= self.episode_bars)
         self._refresh()
         return Step(reward, terminated, truncated & ~terminated, outcome)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every walk stands."""
+        return {"time": self.time, "age": self.age, "account": self.account._asdict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, in a batch of the same size over the same rows."""
+        self.time, self.age, self.account = state["time"], state["age"], Account(**state["account"])
+        self._refresh()
 
     def _refresh(self) -> None:
         self.state: np.ndarray = self.dynamics.state_row(

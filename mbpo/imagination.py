@@ -27,12 +27,15 @@ class MarketBranches:
     """[T, K, H, M] float32: imagined feature rows 1..H after row t."""
     uncertainty: np.ndarray
     """[T, K, H] float32: ensemble disagreement at those rows."""
+    supported: np.ndarray
+    """[T, K, H] bool: the row was drawn inside the support of the data; one drawn outside was moved to its edge."""
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 4 or self.uncertainty.shape != self.features.shape[:3]:
+        shape = self.features.shape[:3]
+        if self.features.ndim != 4 or self.uncertainty.shape != shape or self.supported.shape != shape:
             raise ValueError(
-                f"branches: expected features [T, K, H, M] and uncertainty [T, K, H], "
-                f"was {list(self.features.shape)} and {list(self.uncertainty.shape)}"
+                f"branches: expected features [T, K, H, M], uncertainty and supported [T, K, H], was "
+                f"{list(self.features.shape)}, {list(self.uncertainty.shape)} and {list(self.supported.shape)}"
             )
 
     @property
@@ -66,6 +69,7 @@ def imagine_market(
     elites = torch.tensor(model.elites, dtype=torch.int64)
     rows = torch.empty((len(starts), horizon, starts.shape[1]))
     uncertainty = torch.empty((len(starts), horizon))
+    supported = torch.empty((len(starts), horizon), dtype=torch.bool)
     with torch.no_grad():
         for first in range(0, len(starts), CHUNK_ROWS):
             current = starts[first : first + CHUNK_ROWS]
@@ -75,12 +79,15 @@ def imagine_market(
                 current = model.sample_next(current, elites[pick], noise)
                 rows[first : first + CHUNK_ROWS, step] = current
                 uncertainty[first : first + CHUNK_ROWS, step] = model.disagreement(current)
+                supported[first : first + CHUNK_ROWS, step] = ~model.at_edge(current)
             if progress is not None:
                 progress(min(first + CHUNK_ROWS, len(starts)), len(starts))
     if not torch.isfinite(rows).all():
         raise FloatingPointError("imagined market: expected finite features, the world model produced NaN or infinity")
     shape = (len(features), branches_per_row, horizon)
-    return MarketBranches(rows.reshape(*shape, -1).numpy(), uncertainty.reshape(shape).numpy())
+    return MarketBranches(
+        rows.reshape(*shape, -1).numpy(), uncertainty.reshape(shape).numpy(), supported.reshape(shape).numpy()
+    )
 
 
 def branch_summary(

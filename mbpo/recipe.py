@@ -13,6 +13,8 @@ from data import Scaler, Transitions
 from envs import TradingDynamics
 from mbpo.collect import market_rows
 from mbpo.imagination import MarketBranches, imagine_market
+from mbpo.penalty import penalty_schedule
+from mbpo.rollout_length import RolloutLength
 from mbpo.starts import StartBuffer
 from mbpo.vec_env import MixedVecEnv
 from world_model import MarketModel
@@ -57,11 +59,14 @@ def mixed_env(
     visited: Visited,
     uncertainty: np.ndarray,
     branches: MarketBranches,
+    model_error: np.ndarray | None = None,
 ) -> MixedVecEnv:
     """The environment MBPO learns in, under the settings of `config.mbpo`.
 
-    Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows.
+    Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows; model_error [T-1]
+        there, to be reported.
     """
+    ramp = config.mbpo.rollout_schedule
     return MixedVecEnv(
         dynamics,
         scaler,
@@ -74,4 +79,9 @@ def mixed_env(
         penalty_coef=config.mbpo.penalty_coef,
         episode_bars=config.env.episode_bars,
         seed=config.seed,
+        penalty=penalty_schedule(config.mbpo.penalty_schedule, config.mbpo.penalty_coef),
+        lengths=RolloutLength(
+            ramp.initial or config.mbpo.rollout_length, config.mbpo.rollout_length, ramp.begin, ramp.end
+        ),
+        model_error=model_error,
     )

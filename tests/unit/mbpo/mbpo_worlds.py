@@ -66,3 +66,6 @@ class SteppingMarket:
 
     def disagreement(self, features: torch.Tensor) -> torch.Tensor:
         return features[:, 3]
+
+    def at_edge(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(features), dtype=torch.bool)

@@ -77,7 +77,8 @@ def test_summary_compares_each_depth_with_history() -> None:
     imagined = np.zeros((4, 1, 2, 4), np.float32)
     imagined[:, 0, 0, 0] = 0.02
     imagined[:, 0, 1, 1] = [0.01, -0.01, 0.01, -0.01]
-    summary = branch_summary(MarketBranches(imagined, np.full((4, 1, 2), 0.5, np.float32)), features, NAMES, 100)
+    branches = MarketBranches(imagined, np.full((4, 1, 2), 0.5, np.float32), np.ones((4, 1, 2), bool))
+    summary = branch_summary(branches, features, NAMES, 100)
     assert summary["history"] == pytest.approx({"drift": 1.0, "volatility": np.sqrt(2) * 0.1})
     assert summary["depth_1"] == pytest.approx({"drift": 2.0, "volatility": 0.0}, abs=1e-6)
     assert summary["depth_2"] == pytest.approx({"drift": 0.0, "volatility": 0.1}, abs=1e-6)
