@@ -81,16 +81,18 @@ def train_policy(
         log=log,
         progress=progress,
         early_stopping=config.early_stopping,
+        checkpoint=checkpoint,
     )
-    callback.checkpoint = checkpoint
     return callback.train(model)
 
 
 class _PPOCallback(SnapshotCallback[TorchPolicy]):
     # What MaskablePPO's loop is told: where branches start and what cut ones are worth, and when to save.
 
-    checkpoint: Checkpoint | None = None
-    _saved_at: int | None = None
+    def __init__(self, policy: TorchPolicy, *, checkpoint: Checkpoint | None, **settings: Any) -> None:
+        super().__init__(policy, **settings)
+        self.checkpoint = checkpoint
+        self._saved_at: int | None = None
 
     def train(self, model: Any) -> TrainedPolicy[TorchPolicy]:
         if self.checkpoint is not None:
