@@ -87,7 +87,9 @@ class HistoryBatch:
         self.time, self.age = self.time.copy(), self.age.copy()
         self.time[rows] = time
         self.age[rows] = 0
-        self._refresh()
+        # Few of many walks end at a time; copies, because a caller may have kept what it was shown.
+        self.state, self.action_masks = self.state.copy(), self.action_masks.copy()
+        self.state[rows], self.action_masks[rows] = self._shown(rows)
 
     def step(self, actions: np.ndarray) -> Step:
         """Execute one action per walk.
@@ -120,7 +122,10 @@ class HistoryBatch:
         self._refresh()
 
     def _refresh(self) -> None:
-        self.state: np.ndarray = self.dynamics.state_row(
-            self.features[self.market, self.time], self.account, self.uncertainty[self.market, self.time]
-        )
-        self.action_masks: np.ndarray = self.dynamics.action_masks(self.state)
+        self.state, self.action_masks = self._shown(slice(None))
+
+    def _shown(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        place = self.market[rows], self.time[rows]
+        account = Account(*(column[rows] for column in self.account))
+        state = self.dynamics.state_row(self.features[place], account, self.uncertainty[place])
+        return state, self.dynamics.action_masks(state)

@@ -26,6 +26,7 @@ class _Branches:
     branch: np.ndarray
     depth: np.ndarray
     account: Account
+    uncertainty: np.ndarray = field(default_factory=lambda: np.empty(0))
     state: np.ndarray = field(default_factory=lambda: np.empty(0))
     action_masks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
@@ -196,7 +197,7 @@ class MixedVecEnv(TradingVecEnv):
         if self._steps_left <= 0:
             raise RuntimeError("imagined rows: expected start_rollout() after the last step of a rollout, was a step")
         check_actions(actions, now.action_masks)
-        disagreement = self._uncertainty_at(now)
+        disagreement = now.uncertainty
         place = (now.row, now.branch, now.depth)
         next_features = self.branches.features[place]
         now.account, _, reward = self.dynamics.step(now.account, actions, next_features.astype(np.float64))
@@ -207,7 +208,7 @@ class MixedVecEnv(TradingVecEnv):
         full = (now.depth >= self.rollout_length) & (self._steps_left > 0)
         # The market does not react, so disagreement alone would be the same for every action and teach nothing.
         penalised = reward - self.penalty_coef * np.abs(now.account.position) * disagreement
-        self._refresh(now)
+        self._show(now, next_features, self.branches.uncertainty[place])
 
         totals = self._rollout
         totals.imagined_steps += len(actions)
@@ -224,26 +225,20 @@ class MixedVecEnv(TradingVecEnv):
         account = self.dynamics.account_from_state(states, np.float64)
         branch = self._rng.integers(0, self.branches.branches_per_row, len(rows))
         fresh = _Branches(time, branch, np.zeros(len(rows), np.int64), account)
-        self._refresh(fresh)
+        self._show(fresh, self._features[time], self._uncertainty[time])
         now = self._imagined
         if now is None or len(rows) == self.num_imagined:
             self._imagined = fresh
             return
         # Copies: columns may share memory with each other or with what a caller kept.
         now.account = Account(*map(np.array, now.account))
-        for name in ("row", "branch", "depth", "state", "action_masks"):
+        for name in ("row", "branch", "depth", "uncertainty", "state", "action_masks"):
             getattr(now, name)[rows] = getattr(fresh, name)
         for column, start in zip(now.account, fresh.account, strict=True):
             column[rows] = start
 
-    def _uncertainty_at(self, now: _Branches) -> np.ndarray:
-        depth = np.maximum(now.depth - 1, 0)
-        imagined = self.branches.uncertainty[now.row, now.branch, depth].astype(np.float64)
-        return np.asarray(np.where(now.depth == 0, self._uncertainty[now.row], imagined))
-
-    def _refresh(self, now: _Branches) -> None:
-        depth = np.maximum(now.depth - 1, 0)
-        imagined = self.branches.features[now.row, now.branch, depth]
-        features = np.where((now.depth == 0)[:, None], self._features[now.row].astype(np.float32), imagined)
-        now.state = self.dynamics.state_row(features, now.account, self._uncertainty_at(now))
+    def _show(self, now: _Branches, features: np.ndarray, uncertainty: np.ndarray) -> None:
+        # Every row stands on these features now: state and masks follow from them and the account.
+        now.uncertainty = uncertainty.astype(np.float64)
+        now.state = self.dynamics.state_row(features, now.account, now.uncertainty)
         now.action_masks = self.dynamics.action_masks(now.state)

@@ -229,6 +229,17 @@ def test_a_branch_that_is_killed_outside_the_support_is_terminated_not_truncated
     assert (figures["imagined_termination_rate"], figures["imagined_truncation_rate"]) == (1.0, 0.0)
 
 
+def test_a_branch_that_is_killed_on_its_last_bar_is_terminated_not_truncated() -> None:
+    env = make_env(num_envs=4, real_ratio=0.0)
+    env.branches.features[:, :, 2, 1] = -0.5
+    env.reset()
+    env.start_rollout(0.0, 7)
+    for _ in range(3):
+        _, _, done, infos = env.step(np.zeros(4, np.int64))
+    assert done.all()
+    assert not any(info["TimeLimit.truncated"] for info in infos)
+
+
 def test_rows_that_go_on_are_untouched_by_those_that_start_afresh() -> None:
     env = make_env(num_envs=64, real_ratio=0.0)
     env.branches.supported[:, 0, 0] = False
