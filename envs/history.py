@@ -68,6 +68,8 @@ class HistoryBatch:
         self.time = np.zeros(batch, dtype=np.int64)
         self.age = np.zeros(batch, dtype=np.int64)
         self.account = initial_account(batch, np, dtype=np.float64)
+        self.state: np.ndarray
+        self.action_masks: np.ndarray
         self._refresh()
 
     @property
