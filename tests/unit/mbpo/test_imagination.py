@@ -60,6 +60,34 @@ def test_nan_from_the_model_stops() -> None:
         )
 
 
+def test_each_bar_tells_whether_it_was_drawn_inside_the_support() -> None:
+    class BoundedMarket(SteppingMarket):
+        def at_edge(self, features: torch.Tensor) -> torch.Tensor:
+            return features[:, 3] >= 3
+
+    features = make_features(20)
+    branches = imagine_market(
+        BoundedMarket(),  # type: ignore[arg-type]
+        features,
+        horizon=3,
+        branches_per_row=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    # The signal is -1 or 1 and grows by 1 a bar.
+    risen = features[:, 3] == 1
+    assert 0 < risen.sum() < 20
+    assert branches.supported[~risen].all()
+    np.testing.assert_array_equal(branches.supported[risen], np.full((risen.sum(), 2, 3), [True, False, False]))
+
+
+def test_parts_of_branches_that_do_not_fit_are_refused() -> None:
+    rows, numbers, flags = np.zeros((4, 2, 3, 4)), np.zeros((4, 2, 3)), np.ones((4, 2, 3), bool)
+    MarketBranches(rows, numbers, flags)
+    for parts in ((rows[0], numbers, flags), (rows, numbers[:, :, :2], flags), (rows, numbers, flags[:3])):
+        with pytest.raises(ValueError, match=r"uncertainty and supported \[T, K, H\]"):
+            MarketBranches(*parts)
+
+
 @pytest.mark.parametrize("options", [{"horizon": 0}, {"branches_per_row": 0}])
 def test_empty_branches_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected >= 1"):
