@@ -176,20 +176,80 @@ class WorldModelConfig(Section):
         return self
 
 
+class RolloutScheduleConfig(Section):
+    """Length of imagined branches while training goes on: a ramp up to `mbpo.rollout_length`."""
+
+    initial: Annotated[int, Field(ge=1, le=10)] | None = None
+    """Bars per branch at the start; null takes `mbpo.rollout_length` throughout."""
+    begin: Fraction = 0.0
+    """Share of all environment steps after which branches grow."""
+    end: Fraction = 1.0
+    """Share of all environment steps from which on they have their full length."""
+
+    @model_validator(mode="after")
+    def _ramp_ascends(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"mbpo.rollout_schedule: expected begin < end, was {self.begin} and {self.end}")
+        return self
+
+
+class PenaltyScheduleConfig(Section):
+    """lambda_u while training goes on; it starts at `mbpo.penalty_coef`."""
+
+    kind: Literal["fixed", "linear", "reward_gap", "kill_rate"] = "fixed"
+    """`linear` ends at `final`; the other two move lambda_u after each rollout by
+    `step_size * (measured - target)`. `reward_gap` measures imagined minus real reward per bar, `kill_rate` kill
+    switches per real bar."""
+    final: NonNegative = 0.0
+    """lambda_u at the end of training; only for `linear`."""
+    target: float = 0.0
+    """What is aimed at: a gap in reward units per bar, or the baseline's kill switches per bar."""
+    step_size: Positive = 0.1
+    """Step of the multiplier update, lambda_u per unit measured."""
+    max_coef: Positive = 5.0
+    """Upper bound of lambda_u under the multiplier update."""
+
+
 class MBPOConfig(Section):
     """Short masked imagined rollouts mixed with real rows (MBPO arXiv:1906.08253, MOPO arXiv:2005.13239)."""
 
     rollout_length: Annotated[int, Field(ge=1, le=10)] = 3
-    """H: bars per imagined branch; also PPO's n_steps."""
+    """H: most bars per imagined branch; also PPO's n_steps."""
+    rollout_schedule: RolloutScheduleConfig = RolloutScheduleConfig()
     real_ratio: Fraction = 0.5
     """Share of rows that walk through history; the rest are imagined."""
     penalty_coef: NonNegative = 0.5
     """lambda_u: reward units subtracted per unit of |position| and of ensemble disagreement."""
     control_variate: Fraction = 1.0
     """Share of the unforeseen part of a bar's return that is taken out of the reward PPO sees; its mean is 0."""
+    risk_aversion: NonNegative | None = None
+    """That of the reward MBPO learns from, null takes `reward.risk_aversion`: where luck is taken out of rewards, a
+    learner stands a larger one."""
+    penalty_schedule: PenaltyScheduleConfig = PenaltyScheduleConfig()
     branch_pool: Count = 32_768
     """Imagined market branches generated once per fit and reused by every policy update."""
     ppo: PPOConfig = PPOConfig(num_envs=2048, n_steps=3, batch_size=3072, n_epochs=3)
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> Self:
+        initial = self.rollout_schedule.initial
+        if initial is not None and initial > self.rollout_length:
+            raise ValueError(
+                f"mbpo.rollout_schedule.initial: expected at most rollout_length={self.rollout_length}, was {initial}"
+            )
+        penalty = self.penalty_schedule
+        if penalty.kind in ("reward_gap", "kill_rate"):
+            if not 0.0 < self.real_ratio < 1.0:
+                raise ValueError(
+                    f"mbpo.penalty_schedule.kind: {penalty.kind} compares real and imagined rows, expected "
+                    f"0 < real_ratio < 1, was {self.real_ratio}"
+                )
+            if self.penalty_coef > penalty.max_coef:
+                raise ValueError(
+                    f"mbpo.penalty_coef: expected at most penalty_schedule.max_coef={penalty.max_coef}, "
+                    f"was {self.penalty_coef}"
+                )
+        return self
 
 
 class ExportConfig(Section):

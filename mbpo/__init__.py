@@ -1,5 +1,6 @@
 """MBPO with masks: imagined market branches, the half real, half imagined environment, and masked PPO training."""
 
+from mbpo.checkpoint import Checkpoint, CheckpointError
 from mbpo.collect import collect_transitions, market_rows, replay_schema
 from mbpo.imagination import (
     Forecast,
@@ -10,13 +11,17 @@ from mbpo.imagination import (
     imagine_market,
 )
 from mbpo.policy import TorchPolicy
+from mbpo.prediction_error import model_error
 from mbpo.recipe import Visited, imagine_branches, mixed_env
+from mbpo.rollout_statistics import RolloutStatistics
 from mbpo.snapshots import TrainedPolicy
 from mbpo.starts import StartBuffer
 from mbpo.training import train_policy
-from mbpo.vec_env import MixedVecEnv, RolloutStatistics
+from mbpo.vec_env import MixedVecEnv
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "Forecast",
     "MarketBranches",
     "MixedVecEnv",
@@ -33,6 +38,7 @@ __all__ = [
     "imagine_market",
     "market_rows",
     "mixed_env",
+    "model_error",
     "replay_schema",
     "train_policy",
 ]

@@ -40,16 +40,24 @@ class MarketBranches:
     """[T, K, H, M] float32: imagined feature rows 1..H after row t."""
     uncertainty: np.ndarray
     """[T, K, H] float32: ensemble disagreement at those rows."""
+    supported: np.ndarray
+    """[T, K, H] bool: the row was drawn inside the support of the data; one drawn outside was moved to its edge."""
     forecast: Forecast
     """[T, K, H, 2] float32: what the elites expected of gap and intraday return of those rows one bar before."""
 
     def __post_init__(self) -> None:
         shape = self.features.shape[:3]
         forecast = [part.shape for part in self.forecast]
-        if self.features.ndim != 4 or self.uncertainty.shape != shape or {*forecast} != {(*shape, len(MOVES))}:
+        if (
+            self.features.ndim != 4
+            or self.uncertainty.shape != shape
+            or self.supported.shape != shape
+            or {*forecast} != {(*shape, len(MOVES))}
+        ):
             raise ValueError(
-                f"branches: expected features [T, K, H, M], uncertainty [T, K, H], forecast [T, K, H, {len(MOVES)}], "
-                f"was {list(self.features.shape)}, {list(self.uncertainty.shape)} and {[*map(list, forecast)]}"
+                f"branches: expected features [T, K, H, M], uncertainty and supported [T, K, H], forecast "
+                f"[T, K, H, {len(MOVES)}], was {list(self.features.shape)}, {list(self.uncertainty.shape)}, "
+                f"{list(self.supported.shape)} and {[*map(list, forecast)]}"
             )
 
     @property
@@ -85,6 +93,7 @@ def imagine_market(
     rows = torch.empty((len(starts), horizon, starts.shape[1]))
     uncertainty = torch.empty((len(starts), horizon))
     mean, variance = (torch.empty((len(starts), horizon, len(moves))) for _ in range(2))
+    supported = torch.empty((len(starts), horizon), dtype=torch.bool)
     with torch.no_grad():
         for first in range(0, len(starts), CHUNK_ROWS):
             current = starts[first : first + CHUNK_ROWS]
@@ -96,6 +105,7 @@ def imagine_market(
                 chunk = slice(first, first + CHUNK_ROWS)
                 rows[chunk, step] = current
                 mean[chunk, step], variance[chunk, step] = outlook.mean[:, moves], outlook.variance[:, moves]
+                supported[chunk, step] = ~model.at_edge(current)
                 outlook = model.outlook(current)
                 uncertainty[chunk, step] = outlook.disagreement
             if progress is not None:
@@ -104,7 +114,12 @@ def imagine_market(
         raise FloatingPointError("imagined market: expected finite features, the world model produced NaN or infinity")
     shape = (len(features), branches_per_row, horizon)
     forecast = Forecast(*(part.reshape(*shape, -1).numpy() for part in (mean, variance)))
-    return MarketBranches(rows.reshape(*shape, -1).numpy(), uncertainty.reshape(shape).numpy(), forecast)
+    return MarketBranches(
+        rows.reshape(*shape, -1).numpy(),
+        uncertainty.reshape(shape).numpy(),
+        supported.reshape(shape).numpy(),
+        forecast,
+    )
 
 
 def branch_summary(

@@ -198,6 +198,33 @@ def bench_market(json_file: JsonFile = None, smoke: Smoke = False) -> None:
             raise typer.Exit(1)
 
 
+@bench_app.command("training")
+def bench_training(
+    json_file: JsonFile = None,
+    truncated: Annotated[
+        float, typer.Option(help="Share of imagined bars that end their branch out of range.", min=0.0, max=1.0)
+    ] = 0.0,
+    smoke: Smoke = False,
+) -> None:
+    """Time MBPO's policy training and its own part of it, one thread; exit code 1 if it misses its goals."""
+    with reported(as_json=False):
+        check_output_file("--json", json_file)
+        from benchmarks.training_loop import SMOKE, measure_training_loop
+
+        counts: dict[str, Any] = SMOKE if smoke else {}
+        report = measure_training_loop(truncated=truncated, **counts)
+        rows = [
+            ("steps a second", f"{report.steps_per_second:,.0f}", f"{report.min_steps_per_second:,.0f}"),
+            ("while collecting", f"{report.collected_per_second:,.0f}", f"{report.min_collected_per_second:,.0f}"),
+            ("own time over PPO's", f"{report.own_share:.1%}", f"{report.max_own_share:.0%}"),
+        ]
+        _show(f"Training, {report.num_envs:,} rows, {report.steps:,} steps", ("", "measured", "goal"), rows)
+        _finish(report, json_file)
+        if not smoke and not report.within_goals:
+            stderr.print("[red]training misses a goal[/]")
+            raise typer.Exit(1)
+
+
 def _goal(microseconds: float | None) -> str:
     return "-" if microseconds is None else f"{microseconds:g}"
 

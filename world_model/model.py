@@ -234,6 +234,15 @@ class MarketModel(nn.Module):
         """Move each feature to the nearest value inside the support; [..., M]. NaN stays NaN."""
         return torch.minimum(torch.maximum(features, self.support_low), self.support_high)
 
+    def at_edge(self, features: Tensor) -> Tensor:
+        """[B] bool: a varying feature lies on or beyond a bound of the support; NaN does not.
+
+        That is where `sample_next` leaves a draw that fell outside.
+        """
+        features = self._checked(features, ranks=(2,))
+        reached = (features <= self.support_low) | (features >= self.support_high)
+        return (reached & self.varying).any(dim=-1)
+
     def in_support(self, features: Tensor) -> Tensor:
         """[B] bool: every feature lies within the training range widened by a tenth on either side; NaN is outside."""
         features = self._checked(features, ranks=(2,))

@@ -79,3 +79,6 @@ class SteppingMarket:
 
     def disagreement(self, features: torch.Tensor) -> torch.Tensor:
         return self.outlook(features).disagreement
+
+    def at_edge(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(features), dtype=torch.bool)

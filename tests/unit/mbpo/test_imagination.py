@@ -90,6 +90,40 @@ def test_nan_from_the_model_stops() -> None:
         )
 
 
+def test_each_bar_tells_whether_it_was_drawn_inside_the_support() -> None:
+    class BoundedMarket(SteppingMarket):
+        def at_edge(self, features: torch.Tensor) -> torch.Tensor:
+            return features[:, 3] >= 3
+
+    features = make_features(20)
+    branches = imagine_market(
+        BoundedMarket(),  # type: ignore[arg-type]
+        features,
+        horizon=3,
+        branches_per_row=2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    # The signal is -1 or 1 and grows by 1 a bar.
+    risen = features[:, 3] == 1
+    assert 0 < risen.sum() < 20
+    assert branches.supported[~risen].all()
+    np.testing.assert_array_equal(branches.supported[risen], np.full((risen.sum(), 2, 3), [True, False, False]))
+
+
+def test_parts_of_branches_that_do_not_fit_are_refused() -> None:
+    rows, numbers, flags = np.zeros((4, 2, 3, 4)), np.zeros((4, 2, 3)), np.ones((4, 2, 3), bool)
+    forecast, short = no_forecast_of((4, 2, 3)), no_forecast_of((4, 2, 2))
+    MarketBranches(rows, numbers, flags, forecast)
+    for parts in (
+        (rows[0], numbers, flags, forecast),
+        (rows, numbers[:, :, :2], flags, forecast),
+        (rows, numbers, flags[:3], forecast),
+        (rows, numbers, flags, short),
+    ):
+        with pytest.raises(ValueError, match=r"uncertainty and supported \[T, K, H\]"):
+            MarketBranches(*parts)
+
+
 @pytest.mark.parametrize("options", [{"horizon": 0}, {"branches_per_row": 0}])
 def test_empty_branches_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected >= 1"):
@@ -107,9 +141,10 @@ def test_summary_compares_each_depth_with_history() -> None:
     imagined = np.zeros((4, 1, 2, 4), np.float32)
     imagined[:, 0, 0, 0] = 0.02
     imagined[:, 0, 1, 1] = [0.01, -0.01, 0.01, -0.01]
-    summary = branch_summary(
-        MarketBranches(imagined, np.full((4, 1, 2), 0.5, np.float32), no_forecast_of((4, 1, 2))), features, NAMES, 100
+    branches = MarketBranches(
+        imagined, np.full((4, 1, 2), 0.5, np.float32), np.ones((4, 1, 2), bool), no_forecast_of((4, 1, 2))
     )
+    summary = branch_summary(branches, features, NAMES, 100)
     assert summary["history"] == pytest.approx({"drift": 1.0, "volatility": np.sqrt(2) * 0.1})
     assert summary["depth_1"] == pytest.approx({"drift": 2.0, "volatility": 0.0}, abs=1e-6)
     assert summary["depth_2"] == pytest.approx({"drift": 0.0, "volatility": 0.1}, abs=1e-6)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks import learned_masks, market
+from benchmarks import learned_masks, market, training_loop
 from configs import load_config
 from pipeline.cli import app
 
-BENCHMARKS = (("latency", "--bundle", "none"), ("masks",), ("joint-limits",), ("learned-masks",), ("market",))
+BENCHMARKS = (
+    ("latency", "--bundle", "none"),
+    ("masks",),
+    ("joint-limits",),
+    ("learned-masks",),
+    ("market",),
+    ("training",),
+)
 
 
 def bench(*arguments: str | Path) -> Result:
@@ -56,6 +64,18 @@ def test_markets_are_timed_in_smoke_and_a_missed_goal_is_an_exit_code(
     assert not measured.within_goal
     monkeypatch.setattr(market, "measure_market", lambda config: measured)
     assert bench("market").exit_code == 1
+
+
+def test_training_is_timed_in_smoke_and_a_missed_goal_is_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = bench("training", "--smoke", "--truncated", "0.1", "--json", tmp_path / "training.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "training.json").read_text())
+    assert (written["num_envs"], written["truncated"], written["threads"]) == (64, 0.1, 1)
+    missed = replace(training_loop.measure_training_loop(**training_loop.SMOKE), own_share=0.5)
+    monkeypatch.setattr(training_loop, "measure_training_loop", lambda **settings: missed)
+    assert bench("training").exit_code == 1
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_mbpo_trains_on_replayed_rows_and_is_chosen_on_validation_with_its_uncer
 ) -> None:
     environments = capture_training(monkeypatch, inputs)
     monkeypatch.setattr(training, "historical_uncertainty", lambda model, features: np.zeros(len(features)))
+    monkeypatch.setattr(training, "model_error", lambda model, features: np.ones(len(features) - 1))
     visited, market = visited_of(inputs), market_of(inputs)
     shape = (len(visited.features), 1, 3)
     nothing = Forecast(*np.zeros((2, len(visited.features), 2)))
@@ -113,6 +114,7 @@ def test_mbpo_trains_on_replayed_rows_and_is_chosen_on_validation_with_its_uncer
     branches = MarketBranches(
         np.zeros((*shape, visited.features.shape[1]), np.float32),
         np.zeros(shape, np.float32),
+        np.ones(shape, bool),
         Forecast(*np.zeros((2, *shape, 2), np.float32)),
     )
     with pytest.raises(Stop):

@@ -89,6 +89,14 @@ def test_sample_is_clamped_to_the_support(constant_network, make_model):
     )
 
 
+def test_a_clamped_draw_is_at_the_edge_and_one_inside_is_not(constant_network, make_model):
+    model = make_model(constant_network([[0.0], [0.0]], [1.0]), support=2.0)
+    noise = torch.tensor([[9.0], [-9.0], [0.5]])
+    drawn = model.sample_next(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), noise)
+    assert model.at_edge(drawn).tolist() == [True, True, False]
+    assert model.at_edge(torch.tensor([[2.1], [torch.nan]])).tolist() == [True, False]
+
+
 def test_network_never_sees_inputs_beyond_the_support(make_network, make_model):
     model = make_model(make_network(), support=2.0)
     at_the_edge, far_out = torch.full((1, 3), 2.0), torch.full((1, 3), 1e5)
