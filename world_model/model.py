@@ -20,9 +20,8 @@ from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.storage import read_model, write_model
 
-# Rows run at once: at 32,768 rows fresh memory for the activations costs twice what the products do; below 4,096 the
-# chunk size makes no difference.
-CHUNK_ROWS = 2048
+# Rows run at once: beyond it what the members say of them no longer stays in the cache until it is summed up.
+CHUNK_ROWS = 1024
 
 
 class MarketModel(nn.Module):
@@ -165,7 +164,7 @@ class MarketModel(nn.Module):
         # Batches of a trace are symbolic; comparing them would freeze the export to one side of the branch.
         if not torch.compiler.is_exporting() and len(features) > CHUNK_ROWS:
             return torch.cat([self.disagreement(part) for part in torch.split(features, CHUNK_ROWS)])
-        mean, _ = self._run(features, self.elites)
+        mean = self.network.mean(self.input_normaliser(self.clamp(features)), self.elites)
         return torch.sqrt(_moments(mean)[1]).mean(dim=-1)
 
     @torch.no_grad()
@@ -195,8 +194,10 @@ class MarketModel(nn.Module):
         for index in self.elites:
             for picked in torch.split(torch.nonzero(member == index).squeeze(1), CHUNK_ROWS):
                 if len(picked):
-                    mean, var = self.predict(features[picked], (index,))
-                    result[picked] = mean[0] + torch.sqrt(var[0]) * noise[picked]
+                    # `index_select` takes whole rows; indexing with a tensor takes twice as long.
+                    mean, var = self.predict(features.index_select(0, picked), (index,))
+                    drawn = torch.addcmul(mean[0], torch.sqrt(var[0]), noise.index_select(0, picked))
+                    result.index_copy_(0, picked, drawn)
         return self.clamp(result)
 
     def clamp(self, features: Tensor) -> Tensor:
@@ -292,7 +293,7 @@ class MarketModel(nn.Module):
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     centre = values.mean(dim=0)
     gap = values - centre
-    return centre, (gap * gap).mean(dim=0)
+    return centre, gap.mul_(gap).mean(dim=0)
 
 
 def _checked_elites(index: Tensor, num_members: int) -> tuple[int, ...]:

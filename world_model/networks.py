@@ -15,6 +15,8 @@ from torch.nn import functional
 
 # Initial log-variance in normalised units: a fresh member is the constant Gaussian with the training variance.
 INITIAL_LOGVAR = 0.0
+# Rows run at once without gradients: a member's activations then stay in the cache of one core.
+PIECE_ROWS = 512
 
 
 class EnsembleMLP(nn.Module):
@@ -68,6 +70,16 @@ class EnsembleMLP(nn.Module):
         Returns: mean [K, B, O], logvar [K, B, O]; logvar lies within the bounds.
         Raises: ValueError on a wrong shape or member.
         """
+        outputs = self._outputs(inputs, members, 2 * self.num_outputs)
+        mean, raw = outputs[..., : self.num_outputs], outputs[..., self.num_outputs :]
+        return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
+
+    def mean(self, inputs: Tensor, members: Sequence[int] | None = None) -> Tensor:
+        """Mean [K, B, O] of each member, a fifth cheaper than `forward`; arguments and errors as there."""
+        return self._outputs(inputs, members, self.num_outputs)
+
+    # The first columns of the last layer, [K, B, wanted].
+    def _outputs(self, inputs: Tensor, members: Sequence[int] | None, wanted: int) -> Tensor:
         picked = range(self.num_members) if members is None else members
         if not picked or min(picked) < 0 or max(picked) >= self.num_members:
             raise ValueError(f"members: expected indices in 0..{self.num_members - 1}, was {[*picked]}")
@@ -78,13 +90,36 @@ class EnsembleMLP(nn.Module):
                 f"inputs: expected [B, {self.num_inputs}] or [{len(picked)}, B, {self.num_inputs}], "
                 f"was {[*inputs.shape]}"
             )
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or inputs.dtype != torch.float32:
+            return self._in_one(inputs, members, wanted)
+        return self._in_pieces(inputs, picked, wanted)
+
+    # What can be differentiated and traced.
+    def _in_one(self, inputs: Tensor, members: Sequence[int] | None, wanted: int) -> Tensor:
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            inputs = torch.baddbmm(_take(bias, members), inputs, _take(weight, members))
-            if layer < last:
-                inputs = functional.silu(inputs)
-        mean, raw = inputs[..., : self.num_outputs], inputs[..., self.num_outputs :]
-        return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
+            width = wanted if layer == last else weight.shape[2]
+            product = torch.baddbmm(_take(bias, members)[..., :width], inputs, _take(weight, members)[..., :width])
+            inputs = functional.silu(product) if layer < last else product
+        return inputs
+
+    # The same without gradients: one member's piece after the other, in buffers that stay in the cache.
+    def _in_pieces(self, inputs: Tensor, members: Sequence[int], wanted: int) -> Tensor:
+        rows = inputs.shape[1]
+        outputs = inputs.new_empty(len(members), rows, wanted)
+        hidden = [inputs.new_empty(min(rows, PIECE_ROWS), weight.shape[2]) for weight in self.weights[:-1]]
+        for slot, member in enumerate(members):
+            layers = [(weight[member], bias[member, 0]) for weight, bias in zip(self.weights, self.biases, strict=True)]
+            weight, bias = layers.pop()
+            last_weight, last_bias = weight[:, :wanted], bias[:wanted]
+            pieces = zip(torch.split(inputs[slot], PIECE_ROWS), torch.split(outputs[slot], PIECE_ROWS), strict=True)
+            for piece, output in pieces:
+                value = piece
+                for (weight, bias), buffer in zip(layers, hidden, strict=True):
+                    value = torch.addmm(bias, value, weight, out=buffer[: len(piece)])
+                    torch.ops.aten.silu_(value)
+                torch.addmm(last_bias, value, last_weight, out=output)
+        return outputs
 
 
 # One member is a view; copying its weights for every chunk of rows would cost as much as small products.
