@@ -135,13 +135,7 @@ class MarketModel(nn.Module):
         """
         features = self._checked(features, ranks=(2, 3))
         mean, logvar = self._run(features, members)
-        spread = self.delta_normaliser.std
-        baseline = self.baseline(features)
-        departure = features + self.delta_normaliser.inverse(mean) - baseline
-        return (
-            baseline + self.mean_shrinkage * departure,
-            torch.exp(logvar) * (spread * spread * self.variance_scale),
-        )
+        return self._raw_units(features, mean, logvar)
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, M] and variance [B, M] of the equal-weight mixture of elites (law of total variance)."""
@@ -190,15 +184,11 @@ class MarketModel(nn.Module):
             raise ValueError(f"noise: expected {[*features.shape]}, was {[*noise.shape]}")
         if not torch.isin(member, self.elite_index).all():
             raise ValueError(f"member: expected elites {self.elites}, was {sorted({*member.tolist()})}")
-        result = torch.empty_like(features)
-        for index in self.elites:
-            for picked in torch.split(torch.nonzero(member == index).squeeze(1), CHUNK_ROWS):
-                if len(picked):
-                    # `index_select` takes whole rows; indexing with a tensor takes twice as long.
-                    mean, var = self.predict(features.index_select(0, picked), (index,))
-                    drawn = torch.addcmul(mean[0], torch.sqrt(var[0]), noise.index_select(0, picked))
-                    result.index_copy_(0, picked, drawn)
-        return self.clamp(result)
+        low, high = self.support_low, self.support_high
+        # In place where it can be: fresh memory costs more than the arithmetic.
+        inputs = torch.clamp(features, low, high).sub_(self.input_normaliser.mean).div_(self.input_normaliser.std)
+        mean, var = self._raw_units(features, *self.network.rowwise(inputs, member))
+        return torch.addcmul(mean, var.sqrt_(), noise).clamp_(low, high)
 
     def clamp(self, features: Tensor) -> Tensor:
         """Move each feature to the nearest value inside the support; [..., M]. NaN stays NaN."""
@@ -271,6 +261,16 @@ class MarketModel(nn.Module):
             if not torch.isfinite(tensor).all():
                 raise ModelFileError(f"{directory}: {name}: expected finite numbers, was NaN or infinite")
         return model
+
+    # Mean and variance of the next row from what the network says of it, all [..., M].
+    def _raw_units(self, features: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        spread = self.delta_normaliser.std
+        baseline = self.baseline(features)
+        departure = features + self.delta_normaliser.inverse(mean) - baseline
+        return (
+            baseline + self.mean_shrinkage * departure,
+            torch.exp(logvar) * (spread * spread * self.variance_scale),
+        )
 
     # Only the network sees clamped inputs. Beyond the training range it would extrapolate without bound: a single
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
