@@ -30,3 +30,33 @@ def member_nll(mean: Tensor, logvar: Tensor, target: Tensor) -> Tensor:
     Returns: [E], nats per feature.
     """
     return gaussian_nll(mean, logvar, target).mean(dim=(1, 2))
+
+
+def gaussian_nll_gradient(
+    outputs: Tensor, target: Tensor, logvar_mid: float, logvar_half: float, scratch: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
+    """Sum of `gaussian_nll` without its constant, and its gradient by what the last layer gave, in place.
+
+    The last layer gives the mean and, next to it, what `logvar = mid + half*tanh(raw)` bounds. With
+    `z = (target - mean)/std` the gradients are `-z/std` by the mean and `half*(1 - tanh(raw)**2)*(1 - z**2)/2` by raw.
+
+    Args:
+        outputs: [B, 2*M], mean and raw; overwritten by the gradients.
+        target: [B, M].
+        logvar_mid, logvar_half: middle and half width of the bounds of the log-variance.
+        scratch: three buffers [B, M].
+
+    Returns: [], nats; NaN in, NaN out.
+    """
+    size = target.shape[1]
+    mean, raw = outputs[:, :size], outputs[:, size:]
+    squashed, precision, residual = scratch
+    torch.tanh(raw, out=squashed)
+    torch.mul(squashed, -logvar_half, out=precision).sub_(logvar_mid).exp_()
+    torch.sub(mean, target, out=residual)
+    torch.mul(residual, precision, out=mean)
+    square = torch.mul(residual, mean, out=residual)
+    loss = 0.5 * (square.sum() + logvar_half * squashed.sum() + logvar_mid * squashed.numel())
+    slope = torch.mul(squashed, squashed, out=precision).neg_().add_(1.0).mul_(0.5 * logvar_half)
+    torch.addcmul(slope, slope, square, value=-1.0, out=raw)
+    return loss

@@ -20,9 +20,8 @@ from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.storage import read_model, write_model
 
-# Rows run at once: at 32,768 rows fresh memory for the activations costs twice what the products do; below 4,096 the
-# chunk size makes no difference.
-CHUNK_ROWS = 2048
+# Rows run at once: beyond it what the members say of them no longer stays in the cache until it is summed up.
+CHUNK_ROWS = 1024
 
 
 class Outlook(NamedTuple):
@@ -155,11 +154,7 @@ class MarketModel(nn.Module):
         """
         features = self._checked(features, ranks=(2, 3))
         mean, logvar = self._run(features, members)
-        spread = self.delta_normaliser.std
-        return (
-            self.baseline(features) + (self.mean_shrinkage * spread) * mean,
-            torch.exp(logvar) * (spread * spread * self.variance_scale),
-        )
+        return self._raw_units(features, mean, logvar)
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, M] and variance [B, M] of the equal-weight mixture of elites (law of total variance)."""
@@ -197,7 +192,12 @@ class MarketModel(nn.Module):
         Returns: [B], mean over features of the elites' population standard deviation, in units of the training
             deltas' standard deviation; 0 with a single elite.
         """
-        return self.outlook(features).disagreement
+        features = self._checked(features, ranks=(2,))
+        # Batches of a trace are symbolic; comparing them would freeze the export to one side of the branch.
+        if not torch.compiler.is_exporting() and len(features) > CHUNK_ROWS:
+            return torch.cat([self.disagreement(part) for part in torch.split(features, CHUNK_ROWS)])
+        mean = self.network.mean(self.input_normaliser(self.clamp(features)), self.elites)
+        return torch.sqrt(_moments(mean)[1]).mean(dim=-1)
 
     @torch.no_grad()
     def sample_next(self, features: Tensor, member: Tensor, noise: Tensor) -> Tensor:
@@ -222,13 +222,11 @@ class MarketModel(nn.Module):
             raise ValueError(f"noise: expected {[*features.shape]}, was {[*noise.shape]}")
         if not torch.isin(member, self.elite_index).all():
             raise ValueError(f"member: expected elites {self.elites}, was {sorted({*member.tolist()})}")
-        result = torch.empty_like(features)
-        for index in self.elites:
-            for picked in torch.split(torch.nonzero(member == index).squeeze(1), CHUNK_ROWS):
-                if len(picked):
-                    mean, var = self.predict(features[picked], (index,))
-                    result[picked] = mean[0] + torch.sqrt(var[0]) * noise[picked]
-        return self.clamp(result)
+        low, high = self.support_low, self.support_high
+        # In place where it can be: fresh memory costs more than the arithmetic.
+        inputs = torch.clamp(features, low, high).sub_(self.input_normaliser.mean).div_(self.input_normaliser.std)
+        mean, var = self._raw_units(features, *self.network.rowwise(inputs, member))
+        return torch.addcmul(mean, var.sqrt_(), noise).clamp_(low, high)
 
     def clamp(self, features: Tensor) -> Tensor:
         """Move each feature to the nearest value inside the support; [..., M]. NaN stays NaN."""
@@ -317,6 +315,14 @@ class MarketModel(nn.Module):
         line[:, 0] = level / self.delta_normaliser.std
         return line
 
+    # Mean and variance of the next row from what the network says of it, all [..., M].
+    def _raw_units(self, features: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        spread = self.delta_normaliser.std
+        return (
+            self.baseline(features) + (self.mean_shrinkage * spread) * mean,
+            torch.exp(logvar) * (spread * spread * self.variance_scale),
+        )
+
     # Network and line see clamped inputs. Beyond the training range it would extrapolate without bound: a single
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
     def _run(self, features: Tensor, members: Sequence[int] | None) -> tuple[Tensor, Tensor]:
@@ -338,7 +344,7 @@ class MarketModel(nn.Module):
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     centre = values.mean(dim=0)
     gap = values - centre
-    return centre, (gap * gap).mean(dim=0)
+    return centre, gap.mul_(gap).mean(dim=0)
 
 
 def _checked_elites(index: Tensor, num_members: int) -> tuple[int, ...]:

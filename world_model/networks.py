@@ -15,6 +15,8 @@ from torch.nn import functional
 
 # Initial log-variance in normalised units: a fresh member is the constant Gaussian with the training variance.
 INITIAL_LOGVAR = 0.0
+# Rows run at once without gradients: a member's activations then stay in the cache of one core.
+PIECE_ROWS = 512
 
 
 class EnsembleMLP(nn.Module):
@@ -68,6 +70,42 @@ class EnsembleMLP(nn.Module):
         Returns: mean [K, B, O], logvar [K, B, O]; logvar lies within the bounds.
         Raises: ValueError on a wrong shape or member.
         """
+        outputs = self._outputs(inputs, members, 2 * self.num_outputs)
+        mean, raw = outputs[..., : self.num_outputs], outputs[..., self.num_outputs :]
+        return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
+
+    def mean(self, inputs: Tensor, members: Sequence[int] | None = None) -> Tensor:
+        """Mean [K, B, O] of each member, a fifth cheaper than `forward`; arguments and errors as there."""
+        return self._outputs(inputs, members, self.num_outputs)
+
+    @torch.no_grad()
+    def rowwise(self, inputs: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of each row by a member of its own: one K-th of the work of `forward`.
+
+        Args: inputs: [B, M] float32; member: [B] int64.
+        Returns: mean [B, O], logvar [B, O].
+        Raises: ValueError on a wrong shape or member.
+        """
+        if inputs.ndim != 2 or inputs.shape[1] != self.num_inputs or member.shape != inputs.shape[:1]:
+            raise ValueError(
+                f"inputs, member: expected [B, {self.num_inputs}] and [B], was {[*inputs.shape]} and {[*member.shape]}"
+            )
+        counts = torch.bincount(member, minlength=self.num_members).tolist()
+        if len(counts) > self.num_members:
+            raise ValueError(f"member: expected indices in 0..{self.num_members - 1}, was {len(counts) - 1}")
+        # Sorted by member every one runs over rows that lie together.
+        order = torch.argsort(member, stable=True)
+        rows = inputs.index_select(0, order)
+        found = inputs.new_empty(len(inputs), 2 * self.num_outputs)
+        for index, (part, out) in enumerate(zip(rows.split(counts), found.split(counts), strict=True)):
+            if len(part):
+                self._run_member(index, part, out)
+        outputs = torch.empty_like(found).index_copy_(0, order, found)
+        mean, raw = outputs[:, : self.num_outputs], outputs[:, self.num_outputs :]
+        return mean, torch.tanh(raw).mul_(self.logvar_half).add_(self.logvar_mid)
+
+    # The first columns of the last layer, [K, B, wanted].
+    def _outputs(self, inputs: Tensor, members: Sequence[int] | None, wanted: int) -> Tensor:
         picked = range(self.num_members) if members is None else members
         if not picked or min(picked) < 0 or max(picked) >= self.num_members:
             raise ValueError(f"members: expected indices in 0..{self.num_members - 1}, was {[*picked]}")
@@ -78,13 +116,39 @@ class EnsembleMLP(nn.Module):
                 f"inputs: expected [B, {self.num_inputs}] or [{len(picked)}, B, {self.num_inputs}], "
                 f"was {[*inputs.shape]}"
             )
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or inputs.dtype != torch.float32:
+            return self._in_one(inputs, members, wanted)
+        return self._in_pieces(inputs, picked, wanted)
+
+    # What can be differentiated and traced.
+    def _in_one(self, inputs: Tensor, members: Sequence[int] | None, wanted: int) -> Tensor:
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            inputs = torch.baddbmm(_take(bias, members), inputs, _take(weight, members))
-            if layer < last:
-                inputs = functional.silu(inputs)
-        mean, raw = inputs[..., : self.num_outputs], inputs[..., self.num_outputs :]
-        return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
+            width = wanted if layer == last else weight.shape[2]
+            product = torch.baddbmm(_take(bias, members)[..., :width], inputs, _take(weight, members)[..., :width])
+            inputs = functional.silu(product) if layer < last else product
+        return inputs
+
+    # The same without gradients: one member's piece after the other, in buffers that stay in the cache.
+    def _in_pieces(self, inputs: Tensor, members: Sequence[int], wanted: int) -> Tensor:
+        outputs = inputs.new_empty(len(members), inputs.shape[1], wanted)
+        for member, rows, out in zip(members, inputs, outputs, strict=True):
+            self._run_member(member, rows, out)
+        return outputs
+
+    # Writes the first columns of one member's last layer for rows [B, M] to `out` [B, wanted].
+    def _run_member(self, member: int, rows: Tensor, out: Tensor) -> None:
+        wanted = out.shape[1]
+        layers = [(weight[member], bias[member, 0]) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        weight, bias = layers.pop()
+        last_weight, last_bias = weight[:, :wanted], bias[:wanted]
+        hidden = [rows.new_empty(min(len(rows), PIECE_ROWS), weight.shape[1]) for weight, _ in layers]
+        for piece, output in zip(torch.split(rows, PIECE_ROWS), torch.split(out, PIECE_ROWS), strict=True):
+            value = piece
+            for (weight, bias), buffer in zip(layers, hidden, strict=True):
+                value = torch.addmm(bias, value, weight, out=buffer[: len(piece)])
+                torch.ops.aten.silu_(value)
+            torch.addmm(last_bias, value, last_weight, out=output)
 
 
 # One member is a view; copying its weights for every chunk of rows would cost as much as small products.
