@@ -159,6 +159,11 @@ class WorldModelConfig(Section):
     logvar_bounds: tuple[float, float] = (-10.0, 4.0)
     """Soft bounds of the log-variance in normalised units; tanh-shaped because softplus is slow in ONNX."""
 
+    volatility_line: bool = True
+    """Put a line in log-volatilities and recent moves under the networks' log-variance (`world_model.volatility`)."""
+    likelihood: Literal["gaussian", "student_t"] = "gaussian"
+    """Of one feature given the row: Gaussian, or Student-t with degrees of freedom found on the holdout."""
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.num_elites > self.num_members:

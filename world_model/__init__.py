@@ -4,10 +4,11 @@ no action enters; imagined branches can be generated once and reused by every po
 only tell their masks at real states, `learn_masks` learns the mask as well, with a bound on its false-valid rate.
 """
 
-from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
+from world_model.calibration import shrinkage_factor, variance_multiplier
 from world_model.errors import ModelFileError, TrainingError, WorldModelError
 from world_model.learned_masks import LearnedMaskConfig, LearnedMaskReport, LearnedMasks, MaskVerdict, learn_masks
 from world_model.losses import gaussian_nll, member_nll
+from world_model.marginals import central_coverage
 from world_model.mask_bound import MaskBound, MaskBoundError, MaskErrors, mask_errors
 from world_model.mask_head import MaskHead, MaskHeadConfig
 from world_model.metrics import ModelMetrics, evaluate_market_model, fan_chart

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from configs.schema import WorldModelConfig
 from data.fields import Field
+from world_model.density import student_quantiles, transform
 from world_model.errors import ModelFileError
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.storage import read_model, write_model
+from world_model.volatility import VolatilityLine
 
 # Rows run at once: at 32,768 rows fresh memory for the activations costs twice what the products do; below 4,096 the
 # chunk size makes no difference.
@@ -36,6 +38,9 @@ class MarketModel(nn.Module):
     elite_index: Tensor
     mean_shrinkage: Tensor
     variance_scale: Tensor
+    inverse_dof: Tensor
+    follows_baseline: Tensor
+    innovations: Tensor
     support_low: Tensor
     support_high: Tensor
 
@@ -86,6 +91,11 @@ class MarketModel(nn.Module):
         self.input_normaliser, self.delta_normaliser, self.network = input_normaliser, delta_normaliser, network
         self.register_buffer("mean_shrinkage", torch.ones(size))
         self.register_buffer("variance_scale", scale.to(torch.float32, copy=True))
+        self.volatility = VolatilityLine(self.fields)
+        # Tails and draws: Gaussian until `calibrate_tails` or `follow_baselines` say otherwise.
+        self.register_buffer("inverse_dof", torch.zeros(size))
+        self.register_buffer("follows_baseline", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("innovations", student_quantiles(torch.zeros(size)).to(torch.float32))
         self.register_buffer("support_low", support[0].to(torch.float32, copy=True))
         self.register_buffer("support_high", support[1].to(torch.float32, copy=True))
         self.register_buffer("elite_index", torch.tensor([*elites], dtype=torch.int64))
@@ -123,6 +133,16 @@ class MarketModel(nn.Module):
         drift = features + self.delta_normaliser.mean
         return torch.where(self.reverting, self.input_normaliser.mean.expand_as(drift), drift)
 
+    def constant_forecast(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The best that needs no model: the training level for reverting columns, else a constant delta.
+
+        Args: features: [..., M]. Returns: mean [..., M] and variance [M] of the next row.
+        """
+        drift = features + self.delta_normaliser.mean
+        mean = torch.where(self.reverting, self.input_normaliser.mean.expand_as(drift), drift)
+        std = torch.where(self.reverting, self.input_normaliser.std, self.delta_normaliser.std)
+        return mean, std * std
+
     def predict(self, features: Tensor, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Distribution of the next feature row, member by member. Traceable by `torch.export`.
 
@@ -131,7 +151,7 @@ class MarketModel(nn.Module):
             members: which members, in this order; None is all E, elite or not.
 
         Returns: mean [K, B, M] and var [K, B, M] of the next features. The mean departs from `baseline` by
-            `mean_shrinkage` times what the network says.
+            `mean_shrinkage` times what the network says. Columns that follow the baseline have `constant_forecast`.
         Raises: ValueError on an empty batch, a wrong shape or member.
         """
         features = self._checked(features, ranks=(2, 3))
@@ -139,9 +159,12 @@ class MarketModel(nn.Module):
         spread = self.delta_normaliser.std
         baseline = self.baseline(features)
         departure = features + self.delta_normaliser.inverse(mean) - baseline
+        plain, constant = self.constant_forecast(features)
         return (
-            baseline + self.mean_shrinkage * departure,
-            torch.exp(logvar) * (spread * spread * self.variance_scale),
+            torch.where(self.follows_baseline, plain, baseline + self.mean_shrinkage * departure),
+            torch.where(
+                self.follows_baseline, constant, torch.exp(logvar) * (spread * spread * self.variance_scale)
+            ),
         )
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +201,8 @@ class MarketModel(nn.Module):
         Args:
             features: [B, M].
             member: [B] int64, each an elite.
-            noise: [B, M] standard normal; the only source of randomness.
+            noise: [B, M] standard normal; the only source of randomness. Where a column is not Gaussian, the number's
+                level picks the quantile of its Student-t, or of the baseline's residuals in training.
 
         Returns: [B, M].
         Raises: ValueError on an empty batch, a wrong shape, or a member that is no elite.
@@ -191,6 +215,8 @@ class MarketModel(nn.Module):
             raise ValueError(f"noise: expected {[*features.shape]}, was {[*noise.shape]}")
         if not torch.isin(member, self.elite_index).all():
             raise ValueError(f"member: expected elites {self.elites}, was {sorted({*member.tolist()})}")
+        if self.inverse_dof.any() or self.follows_baseline.any():
+            noise = transform(noise, self.innovations)
         result = torch.empty_like(features)
         for index in self.elites:
             for picked in torch.split(torch.nonzero(member == index).squeeze(1), CHUNK_ROWS):
@@ -275,7 +301,11 @@ class MarketModel(nn.Module):
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
     def _run(self, features: Tensor, members: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         mean, logvar = self.network(self.input_normaliser(self.clamp(features)), members)
-        return mean, logvar
+        if not self.volatility.active:
+            return mean, logvar
+        # The network thinks in units of the volatility line, which sees the row as it is: it may extrapolate.
+        size = self.volatility(features)
+        return mean * torch.exp(0.5 * size), logvar + size
 
     def _checked(self, features: Tensor, ranks: tuple[int, ...]) -> Tensor:
         wanted = " or ".join("[B, M]" if rank == 2 else "[K, B, M]" for rank in ranks)

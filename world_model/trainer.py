@@ -18,14 +18,16 @@ from torch import Tensor
 from configs.schema import WorldModelConfig
 from data.errors import DataError
 from data.fields import Field
-from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
+from world_model.calibration import shrinkage_factor, variance_multiplier
 from world_model.errors import TrainingError
 from world_model.losses import gaussian_nll, member_nll
+from world_model.marginals import calibrate_tails, central_coverage, follow_baselines, mixture_pit
 from world_model.metrics import ModelMetrics, by_field, evaluate_market_model
 from world_model.model import MarketModel
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.snapshots import MemberSnapshots
+from world_model.volatility import VolatilityLine
 
 # Fewer training rows than this per feature cannot tell a covariance from noise, let alone a network.
 ROWS_PER_FEATURE = 10
@@ -124,6 +126,12 @@ def fit_market_model(
     # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
     inputs = _standardised(current.clip(low, high), input_normaliser)
     targets = _standardised(delta, delta_normaliser)
+    volatility = VolatilityLine(fields)
+    if config.volatility_line:
+        volatility.fit(current[:train_rows], targets[:train_rows], delta_normaliser.varying)
+        if volatility.active:
+            # In units of the line's standard deviation, so that the network learns what the line leaves.
+            targets = targets * torch.exp(-0.5 * volatility(torch.from_numpy(current).to(torch.float32)))
 
     generator = torch.Generator().manual_seed(seed)
     size = len(fields)
@@ -155,8 +163,10 @@ def fit_market_model(
         elites=elites,
         support=(torch.from_numpy(low), torch.from_numpy(high)),
     )
+    model.volatility.load_state_dict(volatility.state_dict())
     holdout = values[first_holdout:]
     before, after = recalibrate(model, holdout)
+    follow_baselines(model, holdout, values[: train_rows + 1])
     report = FitReport(
         train_rows=train_rows,
         holdout_rows=holdout_rows,
@@ -214,9 +224,11 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     """
     model.mean_shrinkage.fill_(1.0)
     model.variance_scale.fill_(1.0)
+    model.inverse_dof.fill_(0.0)
+    model.follows_baseline.fill_(False)
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
     mean, variance = (part.double() for part in model.mixture(current))
-    before = central_coverage(following - mean, variance, model.varying)
+    before = _coverage(model, current, following)
 
     baseline = model.baseline(current)
     factor = shrinkage_factor(mean - baseline, following - baseline, model.delta_normaliser.std.double())
@@ -224,8 +236,13 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
 
     mean, variance = (part.double() for part in model.mixture(current))
     model.variance_scale.copy_(variance_multiplier(following - mean, variance, model.varying))
-    variance = model.total_variance(current).double()
-    return before, central_coverage(following - mean, variance, model.varying)
+    if model.config.likelihood == "student_t":
+        calibrate_tails(model, current, following)
+    return before, _coverage(model, current, following)
+
+
+def _coverage(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, float]:
+    return central_coverage(mixture_pit(model, current, following)[:, model.varying.numpy()])
 
 
 def training_support(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
