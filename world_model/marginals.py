@@ -12,9 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from world_model.calibration import LEVELS, MULTIPLIER_BOUNDS
+from world_model.calibration import LEVELS, MULTIPLIER_BOUNDS, variance_multiplier
 from world_model.density import density_nll, distribution, empirical_quantiles, fit_tails, student_quantiles
 from world_model.model import MarketModel
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Of the networks' log-variance that `shrink_logvar` chooses from."""
 
 
 @torch.no_grad()
@@ -45,19 +48,59 @@ def mixture_nll(model: MarketModel, current: Tensor, following: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def calibrate_tails(model: MarketModel, current: Tensor, following: Tensor) -> None:
-    """Give every column the degrees of freedom, and the variance that goes with them, that make these rows likeliest.
+def calibrate_variance(model: MarketModel, current: Tensor, following: Tensor) -> None:
+    """Set `variance_scale` and, for the Student-t likelihood, the tails that make these rows likeliest.
 
-    Found after the fit on the holdout's standardised residuals: on rows the networks were fitted to, tails look thinner
-    than they are. Args: current, following [N, M], raw units.
+    Tails are found on the standardised residuals of the fitted model, column by column. Columns that follow the baseline
+    stay as they are. Args: current, following [N, M], raw units.
     """
+    own = model.varying & ~model.follows_baseline
+    model.variance_scale.fill_(1.0)
     mean, var = (part.double() for part in model.mixture(current))
-    tails, variance = fit_tails((following - mean) / torch.sqrt(var))
-    varying = model.varying
-    model.inverse_dof.copy_(torch.where(varying, tails, torch.zeros_like(tails)))
-    factor = torch.where(varying, variance, torch.ones_like(variance))
-    model.variance_scale.copy_((model.variance_scale * factor).clamp(*MULTIPLIER_BOUNDS))
-    model.innovations.copy_(student_quantiles(model.inverse_dof))
+    tails, factor = _tails_and_factor(model, following - mean, var)
+    model.variance_scale.copy_(torch.where(own, factor, torch.ones_like(factor)))
+    model.inverse_dof.copy_(torch.where(own, tails, torch.zeros_like(tails)))
+    draws = student_quantiles(model.inverse_dof).to(torch.float32)
+    model.innovations.copy_(torch.where(model.follows_baseline, model.innovations, draws))
+
+
+@torch.no_grad()
+def shrink_logvar(model: MarketModel, current: Tensor, following: Tensor) -> None:
+    """Set how much of the networks' log-variance is believed, column by column: the likeliest of SHARES.
+
+    At 0 the volatility line speaks alone. Each share is judged with the variance and tails that suit it best, since a
+    common factor is settled later. Args: current, following [N, M], raw units: rows no gradient has seen.
+    """
+    model.variance_scale.fill_(1.0)
+    zero = torch.zeros(following.shape, dtype=torch.float64)
+    scores = []
+    for share in SHARES:
+        model.logvar_shrinkage.fill_(share)
+        mean, var = (part.double() for part in model.mixture(current))
+        tails, factor = _tails_and_factor(model, following - mean, var)
+        scores.append(density_nll(zero, var * factor, following - mean, tails).mean(dim=0))
+    # In doubt the larger share: the grid is read from 1 downwards.
+    model.logvar_shrinkage.copy_(torch.tensor(SHARES)[torch.stack(scores).argmin(dim=0)])
+
+
+def _tails_and_factor(model: MarketModel, residual: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    if model.config.likelihood == "gaussian":
+        return torch.zeros(residual.shape[1], dtype=torch.float64), variance_multiplier(residual, var, model.varying)
+    tails, factor = fit_tails(residual / torch.sqrt(var))
+    return tails, factor.clamp(*MULTIPLIER_BOUNDS)
+
+
+@torch.no_grad()
+def refit_volatility(model: MarketModel, features: NDArray[np.float64]) -> None:
+    """Fit the volatility line once more, given mean and networks, to every row there is, the holdout included.
+
+    Early stopping needs rows no gradient has seen; a dozen coefficients do not, and the newest rows know most about
+    today's market. Args: features [T, M], raw units: training rows and holdout in one piece.
+    """
+    current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
+    mean, var = (part.double() for part in model.mixture(current))
+    line = model.volatility(current.to(torch.float32)).double()
+    model.volatility.fit(features[:-1], (following - mean) * torch.exp(0.5 * line) / torch.sqrt(var), model.varying)
 
 
 @torch.no_grad()

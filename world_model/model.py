@@ -38,6 +38,7 @@ class MarketModel(nn.Module):
     elite_index: Tensor
     mean_shrinkage: Tensor
     variance_scale: Tensor
+    logvar_shrinkage: Tensor
     inverse_dof: Tensor
     follows_baseline: Tensor
     innovations: Tensor
@@ -63,7 +64,7 @@ class MarketModel(nn.Module):
             config: what the ensemble was built from.
             input_normaliser: statistics of the feature rows.
             delta_normaliser: statistics of `next_features - features`.
-            network: maps normalised features to normalised delta.
+            network: maps normalised features to what `baseline` leaves of the next row, in delta standard deviations.
             elites: distinct member indices.
             support: lowest and highest value [M] of each feature, raw units.
             variance_scale: [M], multiplies every variance; None is all ones.
@@ -91,6 +92,7 @@ class MarketModel(nn.Module):
         self.input_normaliser, self.delta_normaliser, self.network = input_normaliser, delta_normaliser, network
         self.register_buffer("mean_shrinkage", torch.ones(size))
         self.register_buffer("variance_scale", scale.to(torch.float32, copy=True))
+        self.register_buffer("logvar_shrinkage", torch.ones(size))
         self.volatility = VolatilityLine(self.fields)
         # Tails and draws: Gaussian until `calibrate_tails` or `follow_baselines` say otherwise.
         self.register_buffer("inverse_dof", torch.zeros(size))
@@ -130,8 +132,7 @@ class MarketModel(nn.Module):
 
         Args: features: [..., M]. Returns: [..., M].
         """
-        drift = features + self.delta_normaliser.mean
-        return torch.where(self.reverting, self.input_normaliser.mean.expand_as(drift), drift)
+        return self.constant_forecast(features)[0]
 
     def constant_forecast(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The best that needs no model: the training level for reverting columns, else a constant delta.
@@ -157,11 +158,10 @@ class MarketModel(nn.Module):
         features = self._checked(features, ranks=(2, 3))
         mean, logvar = self._run(features, members)
         spread = self.delta_normaliser.std
-        baseline = self.baseline(features)
-        departure = features + self.delta_normaliser.inverse(mean) - baseline
         plain, constant = self.constant_forecast(features)
+        forecast = self.baseline(features) + (self.mean_shrinkage * spread) * mean
         return (
-            torch.where(self.follows_baseline, plain, baseline + self.mean_shrinkage * departure),
+            torch.where(self.follows_baseline, plain, forecast),
             torch.where(
                 self.follows_baseline, constant, torch.exp(logvar) * (spread * spread * self.variance_scale)
             ),
@@ -301,6 +301,8 @@ class MarketModel(nn.Module):
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
     def _run(self, features: Tensor, members: Sequence[int] | None) -> tuple[Tensor, Tensor]:
         mean, logvar = self.network(self.input_normaliser(self.clamp(features)), members)
+        # A constant share shrinks towards the training variance, which `variance_scale` settles.
+        logvar = self.logvar_shrinkage * logvar
         if not self.volatility.active:
             return mean, logvar
         # The network thinks in units of the volatility line, which sees the row as it is: it may extrapolate.

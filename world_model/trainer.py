@@ -18,10 +18,17 @@ from torch import Tensor
 from configs.schema import WorldModelConfig
 from data.errors import DataError
 from data.fields import Field
-from world_model.calibration import shrinkage_factor, variance_multiplier
+from world_model.calibration import shrinkage_factor
 from world_model.errors import TrainingError
 from world_model.losses import gaussian_nll, member_nll
-from world_model.marginals import calibrate_tails, central_coverage, follow_baselines, mixture_pit
+from world_model.marginals import (
+    calibrate_variance,
+    central_coverage,
+    follow_baselines,
+    mixture_pit,
+    refit_volatility,
+    shrink_logvar,
+)
 from world_model.metrics import ModelMetrics, by_field, evaluate_market_model
 from world_model.model import MarketModel
 from world_model.networks import EnsembleMLP
@@ -39,6 +46,8 @@ ELEMENT_COST_LIMIT = 10.0
 COLUMN_COST_LIMIT = 1.0
 # The support is the training range widened by this share of it on either side.
 SUPPORT_MARGIN = 0.1
+import os
+ALLROWS=bool(int(os.environ.get('ALLROWS','1')))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +134,7 @@ def fit_market_model(
     low, high = training_support(values[: train_rows + 1])
     # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
     inputs = _standardised(current.clip(low, high), input_normaliser)
-    targets = _standardised(delta, delta_normaliser)
+    targets = _beyond_baseline(values, input_normaliser, delta_normaliser)
     volatility = VolatilityLine(fields)
     if config.volatility_line:
         volatility.fit(current[:train_rows], targets[:train_rows], delta_normaliser.varying)
@@ -167,6 +176,9 @@ def fit_market_model(
     holdout = values[first_holdout:]
     before, after = recalibrate(model, holdout)
     follow_baselines(model, holdout, values[: train_rows + 1])
+    if config.volatility_line and model.volatility.active:
+        refit_volatility(model, values)
+        after = recalibrate_variance(model, values if ALLROWS else holdout)
     report = FitReport(
         train_rows=train_rows,
         holdout_rows=holdout_rows,
@@ -224,6 +236,7 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     """
     model.mean_shrinkage.fill_(1.0)
     model.variance_scale.fill_(1.0)
+    model.logvar_shrinkage.fill_(1.0)
     model.inverse_dof.fill_(0.0)
     model.follows_baseline.fill_(False)
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
@@ -234,11 +247,16 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     factor = shrinkage_factor(mean - baseline, following - baseline, model.delta_normaliser.std.double())
     model.mean_shrinkage.copy_(factor)
 
-    mean, variance = (part.double() for part in model.mixture(current))
-    model.variance_scale.copy_(variance_multiplier(following - mean, variance, model.varying))
-    if model.config.likelihood == "student_t":
-        calibrate_tails(model, current, following)
-    return before, _coverage(model, current, following)
+    shrink_logvar(model, current, following)
+    return before, recalibrate_variance(model, features)
+
+
+@torch.no_grad()
+def recalibrate_variance(model: MarketModel, features: NDArray[np.float64]) -> dict[str, float]:
+    """Set the model's `variance_scale` and tails on features [T, M]; return central coverage on these very rows."""
+    current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
+    calibrate_variance(model, current, following)
+    return _coverage(model, current, following)
 
 
 def _coverage(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, float]:
@@ -329,6 +347,17 @@ def _refuse_few_rows(train_rows: int, holdout_rows: int, purge: int, shape: tupl
             f"{MIN_HOLDOUT_ROWS} holdout rows, was {max(train_rows, 0)} and {holdout_rows} "
             f"(table of {shape[0]} rows, purge {purge})"
         )
+
+
+# What the constant baseline leaves of every next row [N, M], in delta standard deviations: levels where a column reverts
+# within a bar, deltas elsewhere.
+def _beyond_baseline(
+    values: NDArray[np.float64], input_normaliser: Normaliser, delta_normaliser: Normaliser
+) -> Tensor:
+    reverting = (input_normaliser.std < delta_normaliser.std).numpy()
+    level, drift = input_normaliser.mean.double().numpy(), delta_normaliser.mean.double().numpy()
+    forecast = np.where(reverting, level, values[:-1] + drift)
+    return torch.from_numpy((values[1:] - forecast) / delta_normaliser.std.double().numpy()).to(torch.float32)
 
 
 # In float64: features whose level is large against their deltas would lose digits in float32.
