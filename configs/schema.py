@@ -150,6 +150,10 @@ class WorldModelConfig(Section):
     """Rows per member and gradient step."""
     weight_decay: NonNegative = 1e-4
     """Decoupled weight decay on the weight matrices."""
+    input_noise: NonNegative = 0.0
+    """Standard deviation of the Gaussian noise added to inputs in training, in units of each feature's own."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of hidden units silenced at random in every training step."""
     holdout_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     """Last part of the training window kept for early stopping and calibration, in time order."""
     max_epochs: Count = 200

@@ -5,6 +5,7 @@ Letters: N rows, K elites, M features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from world_model.calibration import LEVELS, MULTIPLIER_BOUNDS, variance_multipli
 from world_model.density import density_nll, distribution, empirical_quantiles, fit_tails, student_quantiles
 from world_model.model import MarketModel
 
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the networks' log-variance that `shrink_logvar` chooses from."""
 
 
@@ -66,9 +67,11 @@ def calibrate_variance(model: MarketModel, current: Tensor, following: Tensor) -
 
 @torch.no_grad()
 def shrink_logvar(model: MarketModel, current: Tensor, following: Tensor) -> None:
-    """Set how much of the networks' log-variance is believed, column by column: the likeliest of SHARES.
+    """Set how much of the networks' log-variance is believed, column by column: one of SHARES.
 
-    At 0 the volatility line speaks alone. Each share is judged with the variance and tails that suit it best, since a
+    The smallest whose mean log-likelihood is within one standard error of the best (Breiman et al. 1984, sec. 3.4.3,
+    with paired rows): far from what it was trained on, as in a crash, a network's variance is wrong by more than the
+    holdout can show. At 0 the volatility line speaks alone. Each share is judged with the variance and tails that suit it best, since a
     common factor is settled later. Args: current, following [N, M], raw units: rows no gradient has seen.
     """
     model.variance_scale.fill_(1.0)
@@ -78,9 +81,13 @@ def shrink_logvar(model: MarketModel, current: Tensor, following: Tensor) -> Non
         model.logvar_shrinkage.fill_(share)
         mean, var = (part.double() for part in model.mixture(current))
         tails, factor = _tails_and_factor(model, following - mean, var)
-        scores.append(density_nll(zero, var * factor, following - mean, tails).mean(dim=0))
-    # In doubt the larger share: the grid is read from 1 downwards.
-    model.logvar_shrinkage.copy_(torch.tensor(SHARES)[torch.stack(scores).argmin(dim=0)])
+        scores.append(density_nll(zero, var * factor, following - mean, tails))
+    nll = torch.stack(scores)
+    best = nll.mean(dim=1).argmin(dim=0)
+    behind = nll - nll.gather(0, best.expand(1, *nll.shape[1:]))
+    close = behind.mean(dim=1) <= behind.std(dim=1) / math.sqrt(len(following))
+    # The first that is close; the best is close to itself.
+    model.logvar_shrinkage.copy_(torch.tensor(SHARES)[close.to(torch.int8).argmax(dim=0)])
 
 
 def _tails_and_factor(model: MarketModel, residual: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,12 +58,20 @@ class EnsembleMLP(nn.Module):
         unit = (INITIAL_LOGVAR - self.logvar_mid) / self.logvar_half
         self.biases[-1][..., self.num_outputs :] = math.atanh(min(max(unit, -0.9), 0.9))
 
-    def forward(self, inputs: Tensor, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        inputs: Tensor,
+        members: Sequence[int] | None = None,
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of each member.
 
         Args:
             inputs: [B, M], seen by every member, or [K, B, M], one slice for each.
             members: which members to run, in this order; None runs all (K = E).
+            dropout: share of hidden units silenced in training, the others grow by 1/(1 - dropout); `generator` draws.
 
         Returns: mean [K, B, O], logvar [K, B, O]; logvar lies within the bounds.
         Raises: ValueError on a wrong shape or member.
@@ -83,6 +91,9 @@ class EnsembleMLP(nn.Module):
             inputs = torch.baddbmm(_take(bias, members), inputs, _take(weight, members))
             if layer < last:
                 inputs = functional.silu(inputs)
+                if dropout > 0.0:
+                    kept = torch.rand(inputs.shape, generator=generator) >= dropout
+                    inputs = inputs * kept / (1.0 - dropout)
         mean, raw = inputs[..., : self.num_outputs], inputs[..., self.num_outputs :]
         return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
 

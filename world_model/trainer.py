@@ -35,6 +35,7 @@ from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.snapshots import MemberSnapshots
 from world_model.volatility import VolatilityLine
+from world_model.warm_start import adopt_weights, refuse_other_network
 
 # Fewer training rows than this per feature cannot tell a covariance from noise, let alone a network.
 ROWS_PER_FEATURE = 10
@@ -46,8 +47,6 @@ ELEMENT_COST_LIMIT = 10.0
 COLUMN_COST_LIMIT = 1.0
 # The support is the training range widened by this share of it on either side.
 SUPPORT_MARGIN = 0.1
-import os
-ALLROWS=bool(int(os.environ.get('ALLROWS','1')))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +90,7 @@ def fit_market_model(
     progress: Callable[[int, int, float], None] | None = None,
     *,
     purge: int = 0,
+    warm_start: MarketModel | None = None,
 ) -> tuple[MarketModel, FitReport]:
     """Fit the ensemble to the transitions of one feature table.
 
@@ -109,15 +109,18 @@ def fit_market_model(
         progress: called after each epoch with (epoch, max_epochs, mean best score of the members).
         purge: transitions dropped between training and holdout rows; pass the feature lookback so that no
             window reaches over the border.
+        warm_start: earlier model of the same columns and sizes whose weights are the first ones; None draws them.
 
     Returns: the model and its report.
 
     Raises:
         DataError: NaN, infinity, nothing that varies, or fewer than 10 training rows per feature or 50 holdout rows.
         TrainingError: a loss is not finite. Nothing is returned or written, so whatever model the caller has stays.
-        ValueError: shapes or `purge`.
+        ValueError: shapes, `purge`, or a `warm_start` of other sizes; ModelFileError if it has other fields.
     """
     values = _checked_table(features, fields)
+    if warm_start is not None:
+        refuse_other_network(warm_start, config, fields)
     if purge < 0:
         raise ValueError(f"purge: expected at least 0 rows, was {purge}")
     current, delta = values[:-1], values[1:] - values[:-1]
@@ -152,6 +155,8 @@ def fit_market_model(
         logvar_bounds=config.logvar_bounds,
         generator=generator,
     )
+    if warm_start is not None:
+        adopt_weights(network, warm_start, input_normaliser, delta_normaliser)
     snapshots, epochs = _train(
         network,
         train=(inputs[:train_rows], targets[:train_rows]),
@@ -178,7 +183,7 @@ def fit_market_model(
     follow_baselines(model, holdout, values[: train_rows + 1])
     if config.volatility_line and model.volatility.active:
         refit_volatility(model, values)
-        after = recalibrate_variance(model, values if ALLROWS else holdout)
+        after = recalibrate_variance(model, values)
     report = FitReport(
         train_rows=train_rows,
         holdout_rows=holdout_rows,
@@ -293,7 +298,10 @@ def _train(
     while epoch < config.max_epochs and stale < config.patience:
         epoch += 1
         for rows in epoch_batches(indices, config.batch_size, generator):
-            mean, logvar = network(inputs[rows])
+            batch = inputs[rows]
+            if config.input_noise > 0.0:
+                batch = batch + config.input_noise * torch.randn(batch.shape, generator=generator)
+            mean, logvar = network(batch, dropout=config.dropout, generator=generator)
             losses = member_nll(mean, logvar, targets[rows])
             _refuse_non_finite(losses, epoch, "training loss")
             optimiser.zero_grad(set_to_none=True)
