@@ -1,4 +1,4 @@
-"""Is the world model's density of the next return as good as GARCH's? Walk-forward over real daily bars, test rows only.
+"""Is the world model's density of the next return as good as GARCH's? Walk-forward over daily bars, test rows only.
 
 Every contestant sees the same training window: the fold's training and validation windows in one piece. It is fitted
 there once and predicts each test bar from the bars before it. Settings of the world model were chosen on the first
@@ -160,7 +160,7 @@ def work_on_fold(
     """One fold: its report, and the log density [T] of every test bar by contestant."""
     torch.set_num_threads(1)
     window, test = slice(fold.train.start, fold.validation.stop), fold.test
-    returns = sum(table.values[:, table.index(name)] for name in BAR_MOVES)
+    returns = table.values[:, [table.index(name) for name in BAR_MOVES]].sum(axis=1)
     parts = returns[window], returns[window.stop : test.start], returns[test]
     densities = {
         "constant": constant_log_density(*parts),

@@ -39,7 +39,9 @@ FEATURE_FIELDS: tuple[Field, ...] = (
     Field("return_20", "market", "log return", -INF, INF, "close-to-close return over 20 bars"),
     Field("volatility_5", "market", "per sqrt(year)", 0.0, INF, "annualised standard deviation of 5 bar returns"),
     Field("volatility_20", "market", "per sqrt(year)", 0.0, INF, "annualised standard deviation of 20 bar returns"),
-    Field("range_volatility", "market", "per sqrt(year)", 0.0, INF, "annualised Parkinson volatility, average of span 32"),
+    Field(
+        "range_volatility", "market", "per sqrt(year)", 0.0, INF, "annualised Parkinson volatility, average of span 32"
+    ),
     Field("range", "market", "log ratio", 0.0, INF, "log(high / low)"),
     Field("volume", "market", "log ratio", -INF, INF, "log(1 + volume) minus its mean over 20 bars"),
     Field("spread", "market", "fraction of price", 0.0, 2.0, "Corwin-Schultz bid-ask spread of the last 2 bars"),

@@ -63,15 +63,14 @@ def garch_log_density(training: Floats, between: Floats, test: Floats, *, asymme
     """
     _check(training, between, test)
     history = PERCENT * np.concatenate((training, between, test))
-    model = arch_model(
-        history, mean="Constant", vol="GARCH", p=1, o=int(asymmetric), q=1, dist="t", rescale=False
-    )
+    model = arch_model(history, mean="Constant", vol="GARCH", p=1, o=int(asymmetric), q=1, dist="t", rescale=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = model.fit(last_obs=len(training), disp="off")
     if fitted.convergence_flag != 0:
-        raise RuntimeError(f"garch: expected a fit that converges on {len(training)} bars, was flag "
-                           f"{fitted.convergence_flag}")
+        raise RuntimeError(
+            f"garch: expected a fit that converges on {len(training)} bars, was flag {fitted.convergence_flag}"
+        )
     mean, dof = float(fitted.params["mu"]), float(fitted.params["nu"])
     deviation = np.asarray(model.fix(fitted.params.to_numpy()).conditional_volatility)
     scale = deviation * math.sqrt((dof - 2.0) / dof)

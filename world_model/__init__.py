@@ -4,8 +4,10 @@ no action enters; imagined branches can be generated once and reused by every po
 only tell their masks at real states, `learn_masks` learns the mask as well, with a bound on its false-valid rate.
 """
 
+from world_model.bar_return import return_log_density
 from world_model.calibration import shrinkage_factor, variance_multiplier
 from world_model.errors import ModelFileError, TrainingError, WorldModelError
+from world_model.horizons import StepMetrics, evaluate_horizons
 from world_model.learned_masks import LearnedMaskConfig, LearnedMaskReport, LearnedMasks, MaskVerdict, learn_masks
 from world_model.losses import gaussian_nll, member_nll
 from world_model.marginals import central_coverage
@@ -33,9 +35,11 @@ __all__ = [
     "ModelFileError",
     "ModelMetrics",
     "Normaliser",
+    "StepMetrics",
     "TrainingError",
     "WorldModelError",
     "central_coverage",
+    "evaluate_horizons",
     "evaluate_market_model",
     "fan_chart",
     "fit_market_model",
@@ -43,6 +47,7 @@ __all__ = [
     "learn_masks",
     "mask_errors",
     "member_nll",
+    "return_log_density",
     "shrinkage_factor",
     "variance_multiplier",
 ]

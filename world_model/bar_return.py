@@ -1,7 +1,7 @@
 """The density of the next bar's whole return, close to close, that the model implies.
 
-The model knows a bar as gap and move from open to close. Given the row and the member, the two are independent, so their
-sum is a Gaussian again, or with Student-t columns the convolution of two of them.
+The model knows a bar as gap and move from open to close. Given the row and the member, the two are independent, so
+their sum is a Gaussian again, or with Student-t columns the convolution of two of them.
 
 Letters: N rows, K elites, Q quadrature nodes.
 """
@@ -58,7 +58,8 @@ def sum_log_density(value: Floats, mean: Floats, var: Floats, inverse_dof: Float
     """
     if not inverse_dof.any():
         total = var.sum(axis=-1)
-        return -0.5 * (np.log(2.0 * math.pi * total) + (value - mean) ** 2 / total)
+        gaussian: Floats = -0.5 * (np.log(2.0 * math.pi * total) + (value - mean) ** 2 / total)
+        return gaussian
     # Over the quantiles of the narrower column, where the density of the wider one is smooth.
     first, second = (_convolved(value - mean, var, inverse_dof, narrow) for narrow in (0, 1))
     return np.where(var[..., 0] <= var[..., 1], first, second)

@@ -1,7 +1,7 @@
 """The distribution of one feature: a Gaussian or a Student-t of the same mean and variance.
 
-Tails are given by `inverse_dof`, one over the degrees of freedom: 0 is the Gaussian, and because the variance must exist
-it stays below 1/2. Letters: N rows, K elites, M features, Q knots.
+Tails are given by `inverse_dof`, one over the degrees of freedom: 0 is the Gaussian, and because the variance must
+exist it stays below 1/2. Letters: N rows, K elites, M features, Q knots.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def knots() -> Tensor:
 
 
 def student_quantiles(inverse_dof: Tensor) -> Tensor:
-    """Standardised quantiles [Q, M] at the levels of `knots`, variance 1: how a normal number becomes a heavy-tailed one."""
+    """Standardised quantiles [Q, M] at the levels of `knots`, variance 1: they make normal numbers heavy-tailed."""
     driving, inverse = knots().numpy()[:, None], inverse_dof.double().numpy()
     safe = np.where(inverse > 0.0, inverse, 0.25)
     # By symmetry from the lower tail, where levels keep their digits.

@@ -109,9 +109,7 @@ def evaluate_horizons(
             level[step, first:last] = _rank(fan, outcome)
         if progress is not None:
             progress(last, starts)
-    return tuple(
-        _score(model, values, mean[step], level[step], fields, step + 1, starts) for step in range(horizon)
-    )
+    return tuple(_score(model, values, mean[step], level[step], fields, step + 1, starts) for step in range(horizon))
 
 
 # Where the outcome lies among the paths, in (0, 1); ties, as at the edge of the support, count half.

@@ -45,15 +45,15 @@ def mixture_nll(model: MarketModel, current: Tensor, following: Tensor) -> Tenso
     """Negative log density of each column under the equal-weight mixture: [N, M], nats per raw unit."""
     mean, var = (part.double() for part in model.predict(current, model.elites))
     nll = density_nll(mean, var, following, model.inverse_dof.double())
-    return np.log(len(model.elites)) - torch.logsumexp(-nll, dim=0)
+    return math.log(len(model.elites)) - torch.logsumexp(-nll, dim=0)
 
 
 @torch.no_grad()
 def calibrate_variance(model: MarketModel, current: Tensor, following: Tensor) -> None:
     """Set `variance_scale` and, for the Student-t likelihood, the tails that make these rows likeliest.
 
-    Tails are found on the standardised residuals of the fitted model, column by column. Columns that follow the baseline
-    stay as they are. Args: current, following [N, M], raw units.
+    Tails are found on the standardised residuals of the fitted model, column by column. Columns that follow the
+    baseline stay as they are. Args: current, following [N, M], raw units.
     """
     own = model.varying & ~model.follows_baseline
     model.variance_scale.fill_(1.0)
@@ -71,8 +71,8 @@ def shrink_logvar(model: MarketModel, current: Tensor, following: Tensor) -> Non
 
     The smallest whose mean log-likelihood is within one standard error of the best (Breiman et al. 1984, sec. 3.4.3,
     with paired rows): far from what it was trained on, as in a crash, a network's variance is wrong by more than the
-    holdout can show. At 0 the volatility line speaks alone. Each share is judged with the variance and tails that suit it best, since a
-    common factor is settled later. Args: current, following [N, M], raw units: rows no gradient has seen.
+    holdout can show. At 0 the volatility line speaks alone. Each share is judged with the variance and tails that
+    suit it best, since a common factor is settled later. Args: current, following [N, M], raw units: rows no gradient has seen.
     """
     model.variance_scale.fill_(1.0)
     zero = torch.zeros(following.shape, dtype=torch.float64)

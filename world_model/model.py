@@ -162,9 +162,7 @@ class MarketModel(nn.Module):
         forecast = self.baseline(features) + (self.mean_shrinkage * spread) * mean
         return (
             torch.where(self.follows_baseline, plain, forecast),
-            torch.where(
-                self.follows_baseline, constant, torch.exp(logvar) * (spread * spread * self.variance_scale)
-            ),
+            torch.where(self.follows_baseline, constant, torch.exp(logvar) * (spread * spread * self.variance_scale)),
         )
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:

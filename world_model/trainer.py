@@ -245,7 +245,7 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     model.inverse_dof.fill_(0.0)
     model.follows_baseline.fill_(False)
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
-    mean, variance = (part.double() for part in model.mixture(current))
+    mean = model.mixture(current)[0].double()
     before = _coverage(model, current, following)
 
     baseline = model.baseline(current)
@@ -357,11 +357,9 @@ def _refuse_few_rows(train_rows: int, holdout_rows: int, purge: int, shape: tupl
         )
 
 
-# What the constant baseline leaves of every next row [N, M], in delta standard deviations: levels where a column reverts
-# within a bar, deltas elsewhere.
-def _beyond_baseline(
-    values: NDArray[np.float64], input_normaliser: Normaliser, delta_normaliser: Normaliser
-) -> Tensor:
+# What the constant baseline leaves of every next row [N, M], in delta standard deviations: levels where a column
+# reverts within a bar, deltas elsewhere.
+def _beyond_baseline(values: NDArray[np.float64], input_normaliser: Normaliser, delta_normaliser: Normaliser) -> Tensor:
     reverting = (input_normaliser.std < delta_normaliser.std).numpy()
     level, drift = input_normaliser.mean.double().numpy(), delta_normaliser.mean.double().numpy()
     forecast = np.where(reverting, level, values[:-1] + drift)

@@ -34,7 +34,7 @@ def adopt_weights(
     old = earlier.input_normaliser
     first = network.weights[0]
     # (x - m0) / s0 = x' * s1 / s0 + (m1 - m0) / s0 with x' = (x - m1) / s1.
-    network.biases[0] += ((input_normaliser.mean - old.mean) / old.std) @ first
+    network.biases[0] += ((input_normaliser.mean - old.mean) / old.std)[None, None] @ first
     first *= (input_normaliser.std / old.std)[:, None]
     rescale = earlier.delta_normaliser.std / delta_normaliser.std
     network.weights[-1][..., : network.num_outputs] *= rescale

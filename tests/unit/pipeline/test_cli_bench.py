@@ -12,7 +12,14 @@ from benchmarks import learned_masks, market
 from configs import load_config
 from pipeline.cli import app
 
-BENCHMARKS = (("latency", "--bundle", "none"), ("masks",), ("joint-limits",), ("learned-masks",), ("market",))
+BENCHMARKS = (
+    ("latency", "--bundle", "none"),
+    ("masks",),
+    ("joint-limits",),
+    ("learned-masks",),
+    ("likelihood",),
+    ("market",),
+)
 
 
 def bench(*arguments: str | Path) -> Result:

@@ -16,9 +16,9 @@ def randn(*shape, seed=0):
 
 
 def test_predict_gives_next_features_in_raw_units(constant_network, make_model):
-    # two members; delta in normalised units 1 and -2, variance 0.25; delta mean 0.1, std 2; variance_scale 3
+    # two members; departures in normalised units 1 and -2, variance 0.25; delta mean 0.1, std 2; variance_scale 3
     network = constant_network([[1.0], [-2.0]], [0.25])
-    model = make_model(network, delta_mean=0.1, delta_std=2.0, variance_scale=torch.tensor([3.0]))
+    model = make_model(network, std=5.0, delta_mean=0.1, delta_std=2.0, variance_scale=torch.tensor([3.0]))
     mean, var = model.predict(torch.tensor([[10.0]]))
     assert mean.flatten().tolist() == pytest.approx([12.1, 6.1])  # 10 + 1*2 + 0.1, 10 - 2*2 + 0.1
     assert var.flatten().tolist() == pytest.approx([3.0, 3.0])  # 0.25 * 2**2 * 3
@@ -223,7 +223,7 @@ def test_network_of_another_width_is_refused(make_model):
 
 def test_shrinkage_moves_the_mean_towards_what_is_expected_without_skill(make_model, constant_network):
     # Column 0 drifts (level std 5 above delta std 2): baseline features + 0.1. Column 1 reverts (0.5 below 2): its
-    # training level 7. The network says +1 normalised delta, that is features + 0.1 + 2.
+    # training level 7. The network says +1 delta deviation on top of that, which is 2.
     model = make_model(
         constant_network([[1.0, 1.0], [1.0, 1.0]], [0.25, 0.25]), mean=7.0, std=5.0, delta_mean=0.1, delta_std=2.0
     )
@@ -231,6 +231,6 @@ def test_shrinkage_moves_the_mean_towards_what_is_expected_without_skill(make_mo
     assert model.reverting.tolist() == [False, True]
     features = torch.tensor([[3.0, 4.0]])
     assert model.baseline(features)[0].tolist() == pytest.approx([3.1, 7.0])
-    assert model.predict(features)[0][0, 0].tolist() == pytest.approx([5.1, 6.1])
+    assert model.predict(features)[0][0, 0].tolist() == pytest.approx([5.1, 9.0])
     model.mean_shrinkage.copy_(torch.tensor([0.5, 0.0]))
     assert model.predict(features)[0][0, 0].tolist() == pytest.approx([4.1, 7.0])
