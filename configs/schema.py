@@ -154,6 +154,10 @@ class WorldModelConfig(Section):
     """Rows per member and gradient step."""
     weight_decay: NonNegative = 1e-4
     """Decoupled weight decay on the weight matrices."""
+    input_noise: NonNegative = 0.0
+    """Standard deviation of the Gaussian noise added to inputs in training, in units of each feature's own."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of hidden units silenced at random in every training step."""
     holdout_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     """Last part of the training window kept for early stopping and calibration, in time order."""
     max_epochs: Count = 200
@@ -162,6 +166,11 @@ class WorldModelConfig(Section):
     """Epochs without a better holdout loss in any member before fitting stops."""
     logvar_bounds: tuple[float, float] = (-10.0, 4.0)
     """Soft bounds of the log-variance in normalised units; tanh-shaped because softplus is slow in ONNX."""
+
+    volatility_line: bool = True
+    """Put a line in log-volatilities and recent moves under the networks' log-variance (`world_model.volatility`)."""
+    likelihood: Literal["gaussian", "student_t"] = "gaussian"
+    """Of one feature given the row: Gaussian, or Student-t with degrees of freedom found on the holdout."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

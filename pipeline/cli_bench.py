@@ -174,6 +174,49 @@ def bench_learned_masks(
             raise typer.Exit(1)
 
 
+@bench_app.command("likelihood")
+def bench_likelihood(
+    json_file: JsonFile = None,
+    seeds: Annotated[int, typer.Option(help="Training runs of each world model.", **whole_number(at_least=1))] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes.", **whole_number(at_least=1))] = 1,
+    smoke: Smoke = False,
+) -> None:
+    """Compare densities of the next return with GARCH on real bars; exit code 1 if a fold's total falls behind."""
+    with reported(as_json=False):
+        check_output_file("--json", json_file)
+        from benchmarks.likelihood import CONTESTANTS, SMOKE, YARDSTICK, measure_likelihood
+        from configs import load_config
+        from pipeline.progress import Reporter
+
+        config = load_config("smoke" if smoke else "default")
+        reporter = Reporter()
+        try:
+            with reporter.stage("folds") as advance:
+                sizes: dict[str, Any] = SMOKE if smoke else {}
+                report = measure_likelihood(config, seeds=seeds, jobs=jobs, progress=advance, **sizes)
+        finally:
+            reporter.close()
+        rows = [
+            (
+                f"{fold.market} {fold.first}{' *' if fold.development else ''}",
+                *(f"{fold.totals[name]:,.1f}" for name in CONTESTANTS),
+            )
+            for fold in report.folds
+        ]
+        _show("Log-likelihood of the test window, nats (* development)", ("", *CONTESTANTS), rows)
+        means = []
+        for name, parts in report.gains.items():
+            won, folds = report.won(name)
+            text = [f"{gain.estimate:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]" for gain in parts.values()]
+            means.append((name, f"{won} of {folds}", *text))
+        headers = ("", "folds at least equal", *next(iter(report.gains.values())))
+        _show(f"Gain over {YARDSTICK}, nats per bar, 95 % interval", headers, means)
+        _finish(report, json_file)
+        if not smoke and not report.within_goal:
+            stderr.print(f"[red]the world model is behind {YARDSTICK} in a fold, or not better on average[/]")
+            raise typer.Exit(1)
+
+
 @bench_app.command("market")
 def bench_market(json_file: JsonFile = None, smoke: Smoke = False) -> None:
     """Time the simulated markets of the suite, one thread; exit code 1 if simulating them misses its goal."""

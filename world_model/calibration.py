@@ -1,12 +1,9 @@
-"""Do predicted means and variances have the right size? One factor each per feature, and interval coverage.
+"""Do predicted means and variances have the right size? One factor each per feature.
 
 Letters: N rows, M features.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -57,17 +54,3 @@ def variance_multiplier(residual: Tensor, variance: Tensor, varying: Tensor) -> 
         factor = torch.minimum(squares, OUTLIER**2 * factor).mean(dim=0)
     factor = factor.clamp(*MULTIPLIER_BOUNDS)
     return torch.where(varying, factor, torch.ones_like(factor))
-
-
-def central_coverage(
-    residual: Tensor, variance: Tensor, varying: Tensor, levels: Sequence[int] = LEVELS
-) -> dict[str, float]:
-    """Share of residuals inside the central Gaussian intervals, over all rows and varying columns.
-
-    Args: residual, variance: [N, M]; varying: [M] bool; levels: percent.
-    Returns: level in percent (as text, for JSON) to share in [0, 1]; a calibrated model gives level/100.
-    """
-    standard = residual.abs() / torch.sqrt(variance)
-    # P(|z| <= q) = erf(q / sqrt 2)
-    reached = torch.erf(standard[:, varying] / math.sqrt(2.0))
-    return {str(level): float((reached <= level / 100).double().mean()) for level in levels}

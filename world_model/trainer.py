@@ -19,15 +19,25 @@ from configs.schema import WorldModelConfig
 from data.errors import DataError
 from data.fields import Field
 from world_model.backprop import MemberGradients
-from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
+from world_model.calibration import shrinkage_factor
 from world_model.errors import TrainingError
 from world_model.linear import fit_line
-from world_model.losses import gaussian_nll
+from world_model.losses import gaussian_nll, member_nll
+from world_model.marginals import (
+    calibrate_variance,
+    central_coverage,
+    follow_baselines,
+    mixture_pit,
+    refit_volatility,
+    shrink_logvar,
+)
 from world_model.metrics import ModelMetrics, by_field, evaluate_market_model
 from world_model.model import MarketModel
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.snapshots import MemberSnapshots
+from world_model.volatility import VolatilityLine
+from world_model.warm_start import adopt_weights, refuse_other_network
 
 # Fewer training rows than this per feature cannot tell a covariance from noise, let alone a network.
 ROWS_PER_FEATURE = 10
@@ -82,6 +92,7 @@ def fit_market_model(
     progress: Callable[[int, int, float], None] | None = None,
     *,
     purge: int = 0,
+    warm_start: MarketModel | None = None,
 ) -> tuple[MarketModel, FitReport]:
     """Fit the ensemble to the transitions of one feature table.
 
@@ -101,15 +112,18 @@ def fit_market_model(
         progress: called after each epoch with (epoch, max_epochs, mean best score of the members).
         purge: transitions dropped between training and holdout rows; pass the feature lookback so that no
             window reaches over the border.
+        warm_start: earlier model of the same columns and sizes whose weights are the first ones; None draws them.
 
     Returns: the model and its report.
 
     Raises:
         DataError: NaN, infinity, nothing that varies, or fewer than 10 training rows per feature or 50 holdout rows.
         TrainingError: a loss is not finite. Nothing is returned or written, so whatever model the caller has stays.
-        ValueError: shapes or `purge`.
+        ValueError: shapes, `purge`, or a `warm_start` of other sizes; ModelFileError if it has other fields.
     """
     values = _checked_table(features, fields)
+    if warm_start is not None:
+        refuse_other_network(warm_start, config, fields)
     if purge < 0:
         raise ValueError(f"purge: expected at least 0 rows, was {purge}")
     current, delta = values[:-1], np.diff(values, axis=0)
@@ -127,6 +141,12 @@ def fit_market_model(
     # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
     inputs = _standardised(current.clip(low, high), input_normaliser)
     line, targets = _beyond_line(inputs, values, train_rows, input_normaliser, delta_normaliser)
+    volatility = VolatilityLine(fields)
+    if config.volatility_line:
+        volatility.fit(current[:train_rows], targets[:train_rows], delta_normaliser.varying)
+        if volatility.active:
+            # In units of the line's standard deviation, so that the network learns what the line leaves.
+            targets = targets * torch.exp(-0.5 * volatility(torch.from_numpy(current).to(torch.float32)))
 
     generator = torch.Generator().manual_seed(seed)
     size = len(fields)
@@ -138,6 +158,8 @@ def fit_market_model(
         logvar_bounds=config.logvar_bounds,
         generator=generator,
     )
+    if warm_start is not None:
+        adopt_weights(network, warm_start, input_normaliser, delta_normaliser)
     snapshots, epochs = _train(
         network,
         train=(inputs[:train_rows], targets[:train_rows]),
@@ -159,8 +181,13 @@ def fit_market_model(
         support=(torch.from_numpy(low), torch.from_numpy(high)),
         line=line,
     )
+    model.volatility.load_state_dict(volatility.state_dict())
     holdout = values[first_holdout:]
     before, after = recalibrate(model, holdout)
+    follow_baselines(model, holdout, values[: train_rows + 1])
+    if config.volatility_line and model.volatility.active:
+        refit_volatility(model, values)
+        after = recalibrate_variance(model, values)
     report = FitReport(
         train_rows=train_rows,
         holdout_rows=holdout_rows,
@@ -219,18 +246,31 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     """
     model.mean_shrinkage.fill_(1.0)
     model.variance_scale.fill_(1.0)
+    model.logvar_shrinkage.fill_(1.0)
+    model.inverse_dof.fill_(0.0)
+    model.follows_baseline.fill_(False)
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
-    mean, variance = (part.double() for part in model.mixture(current))
-    before = central_coverage(following - mean, variance, model.varying)
+    mean = model.mixture(current)[0].double()
+    before = _coverage(model, current, following)
 
     baseline = model.baseline(current)
     factor = shrinkage_factor(mean - baseline, following - baseline, model.delta_normaliser.std.double())
     model.mean_shrinkage.copy_(factor)
 
-    mean, variance = (part.double() for part in model.mixture(current))
-    model.variance_scale.copy_(variance_multiplier(following - mean, variance, model.varying))
-    variance = model.total_variance(current).double()
-    return before, central_coverage(following - mean, variance, model.varying)
+    shrink_logvar(model, current, following)
+    return before, recalibrate_variance(model, features)
+
+
+@torch.no_grad()
+def recalibrate_variance(model: MarketModel, features: NDArray[np.float64]) -> dict[str, float]:
+    """Set the model's `variance_scale` and tails on features [T, M]; return central coverage on these very rows."""
+    current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
+    calibrate_variance(model, current, following)
+    return _coverage(model, current, following)
+
+
+def _coverage(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, float]:
+    return central_coverage(mixture_pit(model, current, following)[:, model.varying.numpy()])
 
 
 def training_support(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -260,13 +300,15 @@ def _train(
         lr=config.learning_rate,
         fused=True,
     )
+    plain = config.input_noise == 0.0 and config.dropout == 0.0
     gradients = MemberGradients(network, inputs, targets)
     snapshots, stale, epoch = MemberSnapshots(network), 0, 0
     while epoch < config.max_epochs and stale < config.patience:
         epoch += 1
         for rows in epoch_batches(indices, config.batch_size, generator):
             # Members share no weights, so each gets the gradient it would get alone.
-            _refuse_non_finite(gradients(rows), epoch, "training loss")
+            losses = gradients(rows) if plain else _regularised(network, inputs[rows], targets[rows], config, generator)
+            _refuse_non_finite(losses, epoch, "training loss")
             optimiser.step()
         with torch.no_grad():
             mean, logvar = network(holdout[0])
@@ -279,6 +321,17 @@ def _train(
             progress(epoch, config.max_epochs, float(snapshots.scores.mean()))
     snapshots.restore()
     return snapshots, epoch
+
+
+# Loss and gradients by automatic differentiation, with noise on the inputs and silenced units; batch [E, B, M].
+def _regularised(
+    network: EnsembleMLP, batch: Tensor, targets: Tensor, config: WorldModelConfig, generator: torch.Generator
+) -> Tensor:
+    noisy = batch + config.input_noise * torch.randn(batch.shape, generator=generator)
+    losses = member_nll(*network(noisy, dropout=config.dropout, generator=generator), targets)
+    network.zero_grad(set_to_none=False)
+    torch.autograd.backward(losses.sum())
+    return losses.detach()
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:

@@ -18,6 +18,7 @@ BENCHMARKS = (
     ("masks",),
     ("joint-limits",),
     ("learned-masks",),
+    ("likelihood",),
     ("market",),
     ("training",),
 )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from world_model import central_coverage, shrinkage_factor, variance_multiplier
+from world_model import shrinkage_factor, variance_multiplier
 from world_model.calibration import MULTIPLIER_BOUNDS
 
 BOTH = torch.tensor([True, True])
@@ -31,18 +31,6 @@ def test_constant_columns_keep_one():
 def test_multiplier_stays_within_its_bounds():
     residual = torch.tensor([[0.0, 1e6]] * 4)
     assert variance_multiplier(residual, torch.ones(4, 2), BOTH).tolist() == pytest.approx([*MULTIPLIER_BOUNDS])
-
-
-def test_coverage_counts_residuals_inside_the_central_intervals():
-    # quartile at 0.674, 80 % at 1.282, 95 % at 1.960 standard deviations; std 2 in the second column
-    residual = torch.tensor([[0.6, 1.2], [-0.7, -1.4], [1.9, 3.8], [-2.0, -4.0]])
-    variance = torch.tensor([1.0, 4.0]).expand(4, 2)
-    assert central_coverage(residual, variance, BOTH) == {"50": 0.25, "80": 0.5, "95": 0.75}
-
-
-def test_coverage_leaves_constant_columns_out():
-    residual = torch.tensor([[0.0, 99.0]])
-    assert central_coverage(residual, torch.ones(1, 2), torch.tensor([True, False]))["50"] == 1.0
 
 
 def test_shrinkage_is_the_least_squares_factor_less_its_standard_error():

@@ -17,7 +17,7 @@ def randn(*shape, seed=0):
 
 
 def test_predict_gives_next_features_in_raw_units(constant_network, make_model):
-    # two members; delta in normalised units 1 and -2, variance 0.25; delta mean 0.1, std 2; variance_scale 3
+    # two members; departures in normalised units 1 and -2, variance 0.25; delta mean 0.1, std 2; variance_scale 3
     network = constant_network([[1.0], [-2.0]], [0.25])
     model = make_model(network, std=5.0, delta_mean=0.1, delta_std=2.0, variance_scale=torch.tensor([3.0]))
     mean, var = model.predict(torch.tensor([[10.0]]))
