@@ -328,7 +328,8 @@ def _regularised(
     network: EnsembleMLP, batch: Tensor, targets: Tensor, config: WorldModelConfig, generator: torch.Generator
 ) -> Tensor:
     noisy = batch + config.input_noise * torch.randn(batch.shape, generator=generator)
-    losses = member_nll(*network(noisy, dropout=config.dropout, generator=generator), targets)
+    mean, logvar = network(noisy, dropout=config.dropout, generator=generator)
+    losses = member_nll(mean, logvar, targets)
     network.zero_grad(set_to_none=False)
     torch.autograd.backward(losses.sum())
     return losses.detach()
