@@ -257,7 +257,9 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     factor = shrinkage_factor(mean - baseline, following - baseline, model.delta_normaliser.std.double())
     model.mean_shrinkage.copy_(factor)
 
-    shrink_logvar(model, current, following)
+    # Without a line there is only a constant to shrink to, and that is worse than a network in doubt.
+    if model.config.volatility_line and model.volatility.active:
+        shrink_logvar(model, current, following)
     return before, recalibrate_variance(model, features)
 
 
