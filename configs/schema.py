@@ -153,7 +153,7 @@ class WorldModelConfig(Section):
     holdout_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     """Last part of the training window kept for early stopping and calibration, in time order."""
     max_epochs: Count = 200
-    """Upper bound on passes over the training rows."""
+    """Upper bound on epochs: passes over the training rows, or parts of 64 gradient steps where a pass takes more."""
     patience: Count = 15
     """Epochs without a better holdout loss in any member before fitting stops."""
     logvar_bounds: tuple[float, float] = (-10.0, 4.0)

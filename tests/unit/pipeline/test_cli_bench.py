@@ -12,7 +12,14 @@ from benchmarks import learned_masks, market
 from configs import load_config
 from pipeline.cli import app
 
-BENCHMARKS = (("latency", "--bundle", "none"), ("masks",), ("joint-limits",), ("learned-masks",), ("market",))
+BENCHMARKS = (
+    ("latency", "--bundle", "none"),
+    ("masks",),
+    ("joint-limits",),
+    ("learned-masks",),
+    ("market",),
+    ("world-model",),
+)
 
 
 def bench(*arguments: str | Path) -> Result:
@@ -56,6 +63,29 @@ def test_markets_are_timed_in_smoke_and_a_missed_goal_is_an_exit_code(
     assert not measured.within_goal
     monkeypatch.setattr(market, "measure_market", lambda config: measured)
     assert bench("market").exit_code == 1
+
+
+def test_world_models_are_compared_in_smoke_and_every_part_is_kept(tmp_path: Path) -> None:
+    result = bench("world-model", "--smoke", "--year", "--json", tmp_path / "speed.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert set(written) == {"world_model", "loop", "year"}
+    assert written["world_model"]["shapes"]["transitions"] == 64
+    assert (written["loop"]["steps"], written["loop"]["threads"]) == (2 * 64 * 3, 1)
+    assert written["loop"]["env_s"] <= written["loop"]["collect_s"]
+    assert written["year"]["epochs"] == 2
+    for shown in ("plain torch", "matrix products", "each imagined bar used", "what the loop adds to PPO"):
+        assert shown in result.stdout
+
+
+def test_an_interpreter_for_peers_has_to_exist_and_to_be_used(tmp_path: Path) -> None:
+    for options, message in (
+        (("--peer-python", tmp_path / "python"), "--peer-python: expected --peers beside it"),
+        (("--peers", "--peer-python", tmp_path / "python"), "--peer-python: expected an interpreter"),
+    ):
+        result = bench("world-model", "--smoke", *options)
+        assert result.exit_code == 78, result.output
+        assert message in result.stderr
 
 
 @pytest.mark.parametrize(
