@@ -161,7 +161,7 @@ class WorldModelConfig(Section):
     holdout_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     """Last part of the training window kept for early stopping and calibration, in time order."""
     max_epochs: Count = 200
-    """Upper bound on passes over the training rows."""
+    """Upper bound on epochs: passes over the training rows, or parts of 64 gradient steps where a pass takes more."""
     patience: Count = 15
     """Epochs without a better holdout loss in any member before fitting stops."""
     logvar_bounds: tuple[float, float] = (-10.0, 4.0)
@@ -238,6 +238,11 @@ class MBPOConfig(Section):
     branch_pool: Count = 32_768
     """Imagined market branches generated once per fit and reused by every policy update."""
     ppo: PPOConfig = PPOConfig(num_envs=2048, n_steps=3, batch_size=3072, n_epochs=3)
+
+    @property
+    def branch_reuse(self) -> float:
+        """How often training uses an imagined bar, on average."""
+        return self.ppo.total_steps * (1.0 - self.real_ratio) / (self.branch_pool * self.rollout_length)
 
     @model_validator(mode="after")
     def _schedules_fit(self) -> Self:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from configs import ConfigError
 from data.files import atomic_write_json
+from pipeline.cli_bench_tables import world_model_tables
 from pipeline.cli_output import (
     BundleOption,
     RuleModules,
@@ -269,6 +270,66 @@ def bench_training(
         _finish(report, json_file)
         if not smoke and not report.within_goals:
             stderr.print("[red]training misses a goal[/]")
+            raise typer.Exit(1)
+
+
+@bench_app.command("world-model")
+def bench_world_model(
+    json_file: JsonFile = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Time mbrl-lib, OfflineRL-Kit, rl-blox and TorchRL too.")
+    ] = False,
+    peer_python: Annotated[
+        Path | None, typer.Option(help="Interpreter that has the peers, e.g. of an environment of their own.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Rounds of every contender.", **whole_number(at_least=1))] = 7,
+    year: Annotated[bool, typer.Option("--year", help="Fit a year of minutes too: minutes, 3 GiB.")] = False,
+    smoke: Smoke = False,
+) -> None:
+    """Time world model and imagination on one thread; exit code 1 if a goal is missed."""
+    with reported(as_json=False):
+        check_output_file("--json", json_file)
+        if peer_python is not None and not peers:
+            raise ConfigError("--peer-python: expected --peers beside it, was alone")
+        if peer_python is not None and not peer_python.is_file():
+            raise ConfigError(f"--peer-python: expected an interpreter, was {peer_python}")
+        from benchmarks import year_fit
+        from benchmarks.peer_speed import PEERS
+        from benchmarks.world_model_speed import measure_world_model
+        from benchmarks.world_model_tasks import SMOKE
+        from configs import load_config
+        from configs.schema import WorldModelConfig
+        from pipeline.progress import Reporter
+
+        reporter = Reporter()
+        with reporter.stage("contenders") as stage:
+            speed = measure_world_model(
+                SMOKE if smoke else None,
+                repeats=1 if smoke else repeats,
+                peers=tuple(PEERS) if peers else (),
+                peer_python=peer_python,
+                progress=stage,
+            )
+        fit = None
+        if year:
+            with reporter.stage("year") as stage:
+                small: dict[str, Any] = {"transitions": 1000, "config": WorldModelConfig(max_epochs=2)} if smoke else {}
+                fit = year_fit.measure_year(**small, progress=stage)
+        reporter.close()
+        tables = world_model_tables(
+            speed.to_dict(), load_config().mbpo.branch_reuse, None if fit is None else fit.to_dict()
+        )
+        for title, headers, rows in tables:
+            _show(title, headers, rows)
+        for name, reason in speed.absent.items():
+            stdout.print(f"{name} is absent: {reason}", markup=False, highlight=False)
+        stdout.print(", ".join(f"{key}: {value}" for key, value in {**speed.machine, **speed.versions}.items()))
+        if json_file is not None:
+            parts = {"world_model": speed.to_dict()}
+            atomic_write_json(json_file, parts if fit is None else {**parts, "year": fit.to_dict()})
+        missed = [*speed.missed, *([] if fit is None or fit.within_goals else ["year"])]
+        if missed and not smoke:
+            stderr.print(f"[red]goals missed: {', '.join(missed)}[/]")
             raise typer.Exit(1)
 
 

@@ -5,6 +5,7 @@ Letters: T rows of the table, N training rows, E members, M features, B batch.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ MIN_HOLDOUT_ROWS = 50
 ELEMENT_COST_LIMIT = 10.0
 # The most a single column may cost in the stopping score, nats above the constant Gaussian.
 COLUMN_COST_LIMIT = 1.0
+# Most gradient steps between two looks at the holdout. A pass over daily bars takes a few; one over a year of minutes
+# takes 200, and fifteen of them without improvement would be most of a fit.
+EPOCH_STEPS = 64
+# Holdout rows that decide when to stop at most, evenly spread; calibration and metrics use all of them.
+SCORED_ROWS = 32_768
 # The support is the training range widened by this share of it on either side.
 SUPPORT_MARGIN = 0.1
 
@@ -220,6 +226,12 @@ def epoch_batches(indices: Tensor, batch_size: int, generator: torch.Generator) 
     yield from torch.chunk(shuffled, math.ceil(indices.shape[1] / batch_size), dim=1)
 
 
+def epoch_steps(num_rows: int, batch_size: int) -> int:
+    """Gradient steps of an epoch: a pass over the rows, or an even part of one that would take over EPOCH_STEPS."""
+    whole = math.ceil(num_rows / batch_size)
+    return math.ceil(whole / math.ceil(whole / EPOCH_STEPS))
+
+
 def stopping_score(mean: Tensor, logvar: Tensor, target: Tensor, varying: Tensor) -> Tensor:
     """Holdout likelihood by which members are stopped and ranked.
 
@@ -304,19 +316,22 @@ def _train(
     )
     plain = config.input_noise == 0.0 and config.dropout == 0.0
     gradients = MemberGradients(network, inputs, targets)
+    held_inputs, held_targets = (part[:: math.ceil(len(part) / SCORED_ROWS)] for part in holdout)
+    passes = _passes(indices, config.batch_size, generator)
+    steps = epoch_steps(indices.shape[1], config.batch_size)
     snapshots, stale, epoch = MemberSnapshots(network), 0, 0
     while epoch < config.max_epochs and stale < config.patience:
         epoch += 1
-        for rows in epoch_batches(indices, config.batch_size, generator):
+        for rows in itertools.islice(passes, steps):
             # Members share no weights, so each gets the gradient it would get alone.
             losses = gradients(rows) if plain else _regularised(network, inputs[rows], targets[rows], config, generator)
             _refuse_non_finite(losses, epoch, "training loss")
             optimiser.step()
         with torch.no_grad():
-            mean, logvar = network(holdout[0])
+            mean, logvar = network(held_inputs)
             # The score limits what a single number may cost; an infinite prediction must not hide behind that.
             broken = ~(torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(dim=1)
-            scores = stopping_score(mean, logvar, holdout[1], varying).masked_fill(broken, math.nan)
+            scores = stopping_score(mean, logvar, held_targets, varying).masked_fill(broken, math.nan)
         _refuse_non_finite(scores, epoch, "holdout score")
         stale = 0 if snapshots.update(epoch, scores) else stale + 1
         if progress is not None:
@@ -335,6 +350,11 @@ def _regularised(
     network.zero_grad(set_to_none=False)
     torch.autograd.backward(losses.sum())
     return losses.detach()
+
+
+def _passes(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    while True:
+        yield from epoch_batches(indices, batch_size, generator)
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:

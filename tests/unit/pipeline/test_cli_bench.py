@@ -21,6 +21,7 @@ BENCHMARKS = (
     ("likelihood",),
     ("market",),
     ("training",),
+    ("world-model",),
 )
 
 
@@ -77,6 +78,27 @@ def test_training_is_timed_in_smoke_and_a_missed_goal_is_an_exit_code(
     missed = replace(training_loop.measure_training_loop(**training_loop.SMOKE), own_share=0.5)
     monkeypatch.setattr(training_loop, "measure_training_loop", lambda **settings: missed)
     assert bench("training").exit_code == 1
+
+
+def test_world_models_are_compared_in_smoke_and_every_part_is_kept(tmp_path: Path) -> None:
+    result = bench("world-model", "--smoke", "--year", "--json", tmp_path / "speed.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "speed.json").read_text())
+    assert set(written) == {"world_model", "year"}
+    assert written["world_model"]["shapes"]["transitions"] == 64
+    assert written["year"]["epochs"] == 2
+    for shown in ("plain torch", "matrix products", "each imagined bar used"):
+        assert shown in result.stdout
+
+
+def test_an_interpreter_for_peers_has_to_exist_and_to_be_used(tmp_path: Path) -> None:
+    for options, message in (
+        (("--peer-python", tmp_path / "python"), "--peer-python: expected --peers beside it"),
+        (("--peers", "--peer-python", tmp_path / "python"), "--peer-python: expected an interpreter"),
+    ):
+        result = bench("world-model", "--smoke", *options)
+        assert result.exit_code == 78, result.output
+        assert message in result.stderr
 
 
 @pytest.mark.parametrize(

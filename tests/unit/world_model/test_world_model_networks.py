@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import world_model.networks as networks_module
 from world_model import EnsembleMLP
 
 GENERATOR_SEED = 1
@@ -105,3 +106,40 @@ def test_network_exports_to_onnx_with_a_free_batch(make_network, tmp_path):
         given = session.run(None, {"inputs": inputs.numpy()})
         for ours, theirs in zip(wanted, given, strict=True):
             np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("members", [None, (2,), (3, 0)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_pieces_without_gradients_equal_the_whole_with_them(make_network, monkeypatch, members, shared):
+    monkeypatch.setattr(networks_module, "PIECE_ROWS", 4)  # 10 rows: two whole pieces and a part
+    network = make_network()
+    count = 4 if members is None else len(members)
+    inputs = torch.randn((10, 3) if shared else (count, 10, 3), generator=torch.Generator().manual_seed(0))
+    wanted_mean, wanted_logvar = network(inputs, members)
+    assert wanted_mean.requires_grad
+    with torch.no_grad():
+        mean, logvar = network(inputs, members)
+        torch.testing.assert_close(mean, wanted_mean)
+        torch.testing.assert_close(logvar, wanted_logvar)
+        torch.testing.assert_close(network.mean(inputs, members), wanted_mean)
+    torch.testing.assert_close(network.mean(inputs, members), wanted_mean)
+
+
+def test_rowwise_gives_each_row_its_own_member(make_network, monkeypatch):
+    monkeypatch.setattr(networks_module, "PIECE_ROWS", 2)
+    network = make_network()
+    inputs = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    member = torch.tensor([3, 0, 3, 1, 0, 3, 3, 3, 1])  # nobody asks member 2
+    mean, logvar = network.rowwise(inputs, member)
+    every_mean, every_logvar = network(inputs)
+    rows = torch.arange(9)
+    torch.testing.assert_close(mean, every_mean[member, rows].detach())
+    torch.testing.assert_close(logvar, every_logvar[member, rows].detach())
+
+
+def test_rowwise_refuses_other_shapes_and_members(make_network):
+    network = make_network()
+    with pytest.raises(ValueError, match=r"expected \[B, 3\] and \[B\], was \[5, 3\] and \[4\]"):
+        network.rowwise(torch.zeros(5, 3), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"0\.\.3, was 4"):
+        network.rowwise(torch.zeros(1, 3), torch.tensor([4]))

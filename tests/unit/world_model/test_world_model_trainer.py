@@ -11,7 +11,14 @@ from data.errors import DataError
 from data.fields import Field
 from data.files import canonical_json
 from world_model import TrainingError, evaluate_market_model, fit_market_model
-from world_model.trainer import bootstrap_indices, epoch_batches, recalibrate, stopping_score, training_support
+from world_model.trainer import (
+    bootstrap_indices,
+    epoch_batches,
+    epoch_steps,
+    recalibrate,
+    stopping_score,
+    training_support,
+)
 
 SMALL = WorldModelConfig(num_members=3, num_elites=2, hidden=(16,), max_epochs=6, batch_size=128)
 PHI = np.array([0.0, -0.5, 0.5])
@@ -156,6 +163,36 @@ def test_batches_are_even_and_never_larger_than_asked(rows, batch_size, sizes):
     indices = torch.arange(rows).expand(2, rows)
     batches = [*epoch_batches(indices, batch_size, torch.Generator().manual_seed(0))]
     assert [batch.shape[1] for batch in batches] == sizes
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "steps"),
+    [(1, 2048, 1), (4000, 2048, 2), (64 * 10, 10, 64), (65 * 10, 10, 33), (2060, 10, 52)],
+)
+def test_a_long_pass_is_cut_into_even_epochs(rows, batch_size, steps):
+    assert epoch_steps(rows, batch_size) == steps
+
+
+def test_epochs_that_are_parts_of_a_pass_go_on_where_the_last_one_ended(autoregression, make_fields, monkeypatch):
+    monkeypatch.setattr(trainer_module, "EPOCH_STEPS", 2)
+    monkeypatch.setattr(trainer_module, "SCORED_ROWS", 30)  # fewer than the holdout has
+    passes = []
+
+    def spy(indices, batch_size, generator):
+        passes.append([])
+        for rows in epoch_batches(indices, batch_size, generator):
+            passes[-1].append(rows)
+            yield rows
+
+    monkeypatch.setattr(trainer_module, "epoch_batches", spy)
+    _, report = fit_market_model(
+        autoregression(400), make_fields(3), SMALL.model_copy(update={"batch_size": 64}), seed=0
+    )
+    # 319 rows in batches of 64: a pass of 5 steps, in epochs of 2
+    assert report.epochs == 6
+    assert [len(one) for one in passes] == [5, 5, 2]
+    whole = [torch.cat(one, dim=1).sort(dim=1).values for one in passes[:2]]
+    assert torch.equal(whole[0], whole[1])
 
 
 def test_rows_in_the_purge_never_matter(autoregression, make_fields):
