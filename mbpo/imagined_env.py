@@ -51,7 +51,8 @@ class ImaginedStatistics:
 class ImaginedVecEnv(BatchVecEnv):
     """Rows [0, R) step the real environment, rows [R, B) follow imagined branches from replayed states.
 
-    A branch starts at a recorded state under its recorded mask, and ends where termination is modelled: what it earned
+    A branch starts at a recorded state under its recorded mask: an episode drawn uniformly, then a state of it, so that
+    short failures weigh as much as long successes. It ends where termination is modelled: what it earned
     by getting there is its last reward. Where it leaves the support of the training data, or no action can be called
     valid, it is truncated: the learner bootstraps from the nearest state inside. At its horizon it is *not* truncated;
     collect with `n_steps = H` and call `rebranch` before each rollout, so that the last-value bootstrap cuts it. The
@@ -90,6 +91,7 @@ class ImaginedVecEnv(BatchVecEnv):
         self._generator = torch.Generator().manual_seed(seed)
         self.statistics = ImaginedStatistics()
         self.model: WorldModel | None = None
+        self._cumulative = np.zeros(0)
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
         self._obs = np.zeros((self.num_imagined, *observation_space.shape), dtype=np.float32)
         self._imagined_masks = np.zeros((self.num_imagined, sum(self._sizes)), dtype=bool)
@@ -97,6 +99,9 @@ class ImaginedVecEnv(BatchVecEnv):
     def use(self, model: WorldModel, experience: Experience) -> None:
         """Imagine with this model, from these states, from the next `rebranch` on."""
         self.model, self._starts = model, (experience.obs, experience.action_masks)
+        _, episode, lengths = np.unique(experience.episode, return_inverse=True, return_counts=True)
+        share = 1.0 / lengths[episode]
+        self._cumulative = np.cumsum(share / share.sum())
 
     def rebranch(self) -> np.ndarray:
         """Start every imagined row on a fresh branch and return the observations [B, D] of all rows."""
@@ -176,7 +181,7 @@ class ImaginedVecEnv(BatchVecEnv):
         if self._starts is None:
             raise RuntimeError("imagined rows: expected use(model, experience) before the first reset")
         obs, masks = self._starts
-        picked = self._rng.integers(0, len(obs), len(rows))
+        picked = np.searchsorted(self._cumulative, self._rng.random(len(rows)), side="right").clip(max=len(obs) - 1)
         # Fresh arrays: observations handed out earlier must not change.
         self._obs, self._imagined_masks = self._obs.copy(), self._imagined_masks.copy()
         self._obs[rows], self._imagined_masks[rows] = obs[picked], masks[picked]

@@ -34,6 +34,9 @@ Evaluate = Callable[[StrictMaskablePolicy], Mapping[str, float]]
 """Scores a policy on episodes of its own; must contain `score`, higher is better."""
 
 
+ACTIVATIONS: dict[str, type[torch.nn.Module]] = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HorizonSchedule:
     """H by real steps: `first` until `from_step`, then linear to `last` at `to_step`, as in MBPO, appendix C."""
@@ -69,6 +72,12 @@ class PPOSettings:
     clip_range: float = 0.2
     max_grad_norm: float = 0.5
     net_arch: tuple[int, ...] = (64, 64)
+    activation: str = "tanh"
+    """Of the hidden layers, one of ACTIVATIONS."""
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {sorted(ACTIVATIONS)}, was {self.activation!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +99,10 @@ class OnlineConfig:
     steps are better spent on the model alone."""
     collect_rows: int = 1
     """Rows that collect between fits where `real_ratio` is 0."""
+    initial_episode_steps: int | None = None
+    """Length at which episodes of the initial steps are cut, to see more of their beginnings; None plays them out."""
+    episode_steps: int | None = None
+    """The same for the episodes of the policy, where `real_ratio` is 0."""
     horizon: HorizonSchedule = HorizonSchedule()
     penalty_coef: float = 0.0
     """lambda_u, reward units per unit of `uncertainty`."""
@@ -178,7 +191,8 @@ def train_online(
         began, first = time.perf_counter(), real.recorded
         wanted = config.initial_steps if model is None else config.steps_per_epoch
         if model is None or not config.real_rows:
-            _collect(real, wanted, None if model is None else ppo.policy, rng)
+            cut = config.initial_episode_steps if model is None else config.episode_steps
+            _collect(real, wanted, None if model is None else ppo.policy, cut, rng)
         collected = time.perf_counter()
         entry: dict[str, float] = {}
         if model is not None and real.recorded > first:
@@ -282,7 +296,11 @@ def _learner(env: ImaginedVecEnv, config: OnlineConfig, seed: int, safe_action: 
         ent_coef=settings.ent_coef,
         clip_range=settings.clip_range,
         max_grad_norm=settings.max_grad_norm,
-        policy_kwargs={"net_arch": list(settings.net_arch), "safe_action": safe_action},
+        policy_kwargs={
+            "net_arch": list(settings.net_arch),
+            "activation_fn": ACTIVATIONS[settings.activation],
+            "safe_action": safe_action,
+        },
         seed=seed,
         device="cpu",
     )
@@ -297,7 +315,9 @@ def _learn(ppo: MaskablePPO, horizon: int, steps: int) -> None:
     ppo.learn(steps, callback=_Rebranching(), reset_num_timesteps=False)
 
 
-def _collect(real: RealRows, steps: int, policy: StrictMaskablePolicy | None, rng: np.random.Generator) -> None:
+def _collect(
+    real: RealRows, steps: int, policy: StrictMaskablePolicy | None, cut: int | None, rng: np.random.Generator
+) -> None:
     for _ in range(math.ceil(steps / real.num_rows)):
         masks = real.action_masks
         if policy is None:
@@ -306,3 +326,7 @@ def _collect(real: RealRows, steps: int, policy: StrictMaskablePolicy | None, rn
             actions = act(policy, real.obs, masks, deterministic=False)
         step = real.step(actions)
         real.restart(np.flatnonzero(step.terminated | step.truncated))
+        if cut is not None:
+            late = np.flatnonzero(real.length >= cut)
+            if len(late):
+                real.cut(late)

@@ -42,6 +42,8 @@ class RealRows:
         self.returns: list[float] = []
         """Return of each finished episode, terminated or cut."""
         self.steps = 0
+        self.length = np.zeros(self.num_rows, dtype=np.int64)
+        """Steps of the running episodes."""
         self.finished = np.zeros(self.num_rows, dtype=bool)
         """Rows whose episode has ended and that wait for `restart`."""
         self._next = np.asarray(env.reset(), dtype=np.float32)
@@ -73,15 +75,21 @@ class RealRows:
         chosen = np.asarray(actions, dtype=np.int64).reshape(self.num_rows, -1)
         self._parts.append((obs, chosen, reward, self.obs.copy(), terminated, masks, self._episode.copy()))
         self.steps += self.num_rows
+        self.length += 1
         self._return += reward
         self.finished = done.copy()
         return RealStep(reward, terminated, truncated)
+
+    def cut(self, rows: np.ndarray) -> None:
+        """End the running episodes of these rows and begin others; a cut is not a termination."""
+        self._next[rows] = self.env.restart(rows)
+        self.restart(rows)
 
     def restart(self, rows: np.ndarray) -> None:
         """Begin the next episode in finished rows."""
         self.obs[rows] = self._next[rows]
         self.returns += self._return[rows].tolist()
-        self._return[rows], self.finished[rows] = 0.0, False
+        self._return[rows], self.finished[rows], self.length[rows] = 0.0, False, 0
         self._episode[rows] = self._episodes_begun + np.arange(len(rows))
         self._episodes_begun += len(rows)
 
