@@ -62,6 +62,8 @@ class ImaginedVecEnv(BatchVecEnv):
         observation_space, action_space: of the real environment.
         num_envs: B; real rows included.
         penalty_coef: lambda_u, reward units per unit of the uncertainty measure.
+        support_penalty: reward units charged once for leaving the support, as MOReL's HALT state does
+            (arXiv:2005.05951, eq. 3), but without ending the value there.
         uncertainty: name of the measure in `world_model.uncertainty`.
         seed: of branch starts and of everything the model draws.
         real: rows that continue the real environment; None has none.
@@ -74,18 +76,20 @@ class ImaginedVecEnv(BatchVecEnv):
         *,
         num_envs: int,
         penalty_coef: float = 0.0,
+        support_penalty: float = 0.0,
         uncertainty: str = "ensemble_std",
         seed: int,
         real: RealRows | None = None,
     ) -> None:
-        if not 0.0 <= penalty_coef < np.inf:
-            raise ValueError(f"penalty_coef: expected at least 0, was {penalty_coef}")
+        for name, charge in {"penalty_coef": penalty_coef, "support_penalty": support_penalty}.items():
+            if not 0.0 <= charge < np.inf:
+                raise ValueError(f"{name}: expected at least 0, was {charge}")
         super().__init__(num_envs, observation_space, action_space)
         self.real, self.num_real = real, 0 if real is None else real.num_rows
         self.num_imagined = num_envs - self.num_real
         if self.num_imagined < 1:
             raise ValueError(f"num_envs: expected more than the {self.num_real} real rows, was {num_envs}")
-        self.penalty_coef = penalty_coef
+        self.penalty_coef, self.support_penalty = penalty_coef, support_penalty
         self._measure = measure_named(uncertainty) if penalty_coef else None
         self._rng = np.random.default_rng(seed)
         self._generator = torch.Generator().manual_seed(seed)
@@ -164,7 +168,8 @@ class ImaginedVecEnv(BatchVecEnv):
         landed = torch.where(torch.isfinite(step.next_obs), self.model.clamp(step.next_obs), obs)
         terminated = step.terminated.numpy()
         truncated = (~inside | refused).numpy() & ~terminated
-        penalty = self.penalty_coef * step.uncertainty.numpy().astype(np.float64)
+        left = ~inside.numpy() & ~terminated
+        penalty = self.penalty_coef * step.uncertainty.numpy().astype(np.float64) + self.support_penalty * left
         raw = step.reward.numpy().astype(np.float64)
         totals = self.statistics
         totals.steps += rows
@@ -172,7 +177,7 @@ class ImaginedVecEnv(BatchVecEnv):
         totals.penalty += float(penalty.sum())
         totals.uncertainty += float(step.uncertainty.sum())
         totals.terminated += int(terminated.sum())
-        totals.out_of_support += int((~inside.numpy() & ~terminated).sum())
+        totals.out_of_support += int(left.sum())
         totals.refused += int((refused & inside).numpy()[~terminated].sum())
         self._obs, self._imagined_masks = landed.numpy().astype(np.float32), masks.numpy()
         return BatchStep(raw - penalty, terminated, truncated)

@@ -106,6 +106,8 @@ class OnlineConfig:
     horizon: HorizonSchedule = HorizonSchedule()
     penalty_coef: float = 0.0
     """lambda_u, reward units per unit of `uncertainty`."""
+    support_penalty: float = 0.0
+    """Reward units charged for leaving the support of the data."""
     uncertainty: str = "ensemble_std"
     """Measure of `world_model.uncertainty`."""
     patience: int | None = None
@@ -178,6 +180,7 @@ def train_online(
         real.env.action_space,  # type: ignore[arg-type]
         num_envs=config.num_envs,
         penalty_coef=config.penalty_coef,
+        support_penalty=config.support_penalty,
         uncertainty=config.uncertainty,
         seed=seed,
         real=real if config.real_rows else None,

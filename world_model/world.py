@@ -212,15 +212,21 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def action_masks(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks of imagined states.
+        """Masks of imagined states: declared, certified, or without a promise where there is none to be had.
 
         Returns: bool [B, A] and refused bool [B]: rows in which some dimension has no valid action, so that none may
             be taken there; the branch is cut.
         """
         if self.known.action_masks is not None:
             masks = self.known.action_masks(obs)
-        elif self.learned_masks is not None:
+        elif self.learned_masks is not None and self.learned_masks.bound.trials:
             masks = self.learned_masks.judge(obs).action_masks
+        elif self.learned_masks is not None:
+            # Nothing is promised, so nothing is refused: what is more likely valid than not, or else the likeliest.
+            parts = torch.split(self.learned_masks.head(self.clamp(obs)), self.sizes.num_actions, dim=1)
+            masks = torch.cat([(part > 0) | (part == part.amax(dim=1, keepdim=True)) for part in parts], dim=1)
+            if self.learned_masks.safe_action is not None:
+                masks[:, self.learned_masks.safe_action] = True
         else:
             masks = torch.ones(len(obs), self.sizes.width, dtype=torch.bool)
         possible = [part.any(dim=1) for part in torch.split(masks, self.sizes.num_actions, dim=1)]

@@ -37,8 +37,8 @@ when new rows arrive."""
 NOTHING_PROMISED = MaskBound(
     target=1.0, confidence=0.95, threshold=0.0, trials=0, errors=0, upper_bound=1.0, candidates=1, passed=1
 )
-"""Of masks that could not be certified: an action counts as valid where that is more likely than not. Good enough to
-imagine under, and for nothing else."""
+"""Of masks that could not be certified. An action counts as valid where that is more likely than not, and the likeliest
+always does: good enough to imagine under, and for nothing else."""
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(mean, logvar, target), all [E, B, M], to the loss of every member [E]."""
@@ -181,17 +181,19 @@ def fit_world_model(
     indices = train[block_bootstrap(len(train), config.num_members, samples)]
     varying = targets.varying
     reached = _standard(target, targets)
-    report = fit_network(
-        dynamics,
-        (encoded, reached),
-        indices,
-        holdout,
-        loss=lambda mean, logvar, aim: beta_nll(mean, logvar, aim, config.beta)[..., varying].mean(dim=(1, 2)),
-        score=lambda mean, logvar, aim: gaussian_nll(mean, logvar, aim)[..., varying].mean(dim=(1, 2)),
-        config=config,
-        generator=generator,
-        progress=progress,
-    )
+    report = _nothing_to_learn(config)
+    if varying.any():
+        report = fit_network(
+            dynamics,
+            (encoded, reached),
+            indices,
+            holdout,
+            loss=lambda mean, logvar, aim: beta_nll(mean, logvar, aim, config.beta)[..., varying].mean(dim=(1, 2)),
+            score=lambda mean, logvar, aim: gaussian_nll(mean, logvar, aim)[..., varying].mean(dim=(1, 2)),
+            config=config,
+            generator=generator,
+            progress=progress,
+        )
     ended: NetworkReport | None = None
     if termination is not None:
         ended = fit_network(
@@ -348,6 +350,14 @@ def carry_over(
     dynamics.weights[-1][..., :size] *= ratio
     dynamics.biases[-1][..., :size] = dynamics.biases[-1][..., :size] * ratio + offset
     dynamics.biases[-1][..., size:] += 2.0 * torch.log(ratio) / dynamics.logvar_half
+
+
+# Every column is declared or constant.
+def _nothing_to_learn(config: WorldFitConfig) -> NetworkReport:
+    members = config.num_members
+    return NetworkReport(
+        epochs=0, best_epochs=(0,) * members, scores=(0.0,) * members, elites=tuple(range(config.num_elites))
+    )
 
 
 def _fit_masks(
