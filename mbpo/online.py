@@ -30,8 +30,8 @@ from world_model.world_fit import WorldFitConfig, fit_world_model
 BuildEnv = Callable[[int, int], BatchVecEnv]
 """(num_envs, seed) to a batched environment."""
 
-Evaluate = Callable[[StrictMaskablePolicy], Mapping[str, float]]
-"""Scores a policy on episodes of its own; must contain `score`, higher is better."""
+Evaluate = Callable[[StrictMaskablePolicy, int], Mapping[str, float]]
+"""Scores a policy after so many real steps, on episodes of its own; must contain `score`, higher is better."""
 
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
@@ -209,7 +209,7 @@ def train_online(
         horizon = config.horizon.at(real.steps)
         _learn(ppo, horizon, config.imagined_steps)
         learned = time.perf_counter()
-        metrics = dict(evaluate(ppo.policy))
+        metrics = dict(evaluate(ppo.policy, real.steps))
         invalid = env.audit.invalid + real.env.audit.invalid
         if invalid:
             raise RuntimeError(f"expected 0 executed actions that their mask forbids, was {invalid}")
@@ -244,15 +244,11 @@ def train_online(
         tired = config.patience is not None and stale >= config.patience
         if solved or tired or real.steps >= config.max_real_steps:
             ppo.policy.load_state_dict(best)
-            result = OnlineResult(
-                ppo.policy, model, best_score, best_steps, real.steps, real.experience(), history
-            )
+            result = OnlineResult(ppo.policy, model, best_score, best_steps, real.steps, real.experience(), history)
     return result
 
 
-def act(
-    policy: StrictMaskablePolicy, obs: np.ndarray, action_masks: np.ndarray, *, deterministic: bool
-) -> np.ndarray:
+def act(policy: StrictMaskablePolicy, obs: np.ndarray, action_masks: np.ndarray, *, deterministic: bool) -> np.ndarray:
     """Actions [B] or [B, K] for obs [B, D] under bool masks [B, A]."""
     policy.set_training_mode(False)
     with torch.no_grad():

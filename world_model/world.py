@@ -119,9 +119,7 @@ class WorldModel(nn.Module):
                 raise ValueError(f"{name}: expected [{size}], was {[*value.shape]}")
         for name, chosen in {"elites": elites, "termination_elites": termination_elites}.items():
             if len({*chosen}) != len(chosen) or any(not 0 <= one < sizes.num_members for one in chosen):
-                raise ValueError(
-                    f"{name}: expected distinct members in 0..{sizes.num_members - 1}, was {[*chosen]}"
-                )
+                raise ValueError(f"{name}: expected distinct members in 0..{sizes.num_members - 1}, was {[*chosen]}")
         if not elites or bool(termination_elites) != sizes.terminates:
             raise ValueError(f"elites: expected some of each network, was {[*elites]} and {[*termination_elites]}")
         self.sizes, self.known = sizes, known
@@ -353,9 +351,7 @@ class WorldModel(nn.Module):
 
     def _checked(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         if obs.ndim != 2 or obs.shape[1] != self.sizes.num_obs or not obs.is_floating_point() or not len(obs):
-            raise ValueError(
-                f"obs: expected floating [B >= 1, {self.sizes.num_obs}], was {obs.dtype} {[*obs.shape]}"
-            )
+            raise ValueError(f"obs: expected floating [B >= 1, {self.sizes.num_obs}], was {obs.dtype} {[*obs.shape]}")
         wanted = (len(obs), len(self.sizes.num_actions))
         if action.shape != wanted or action.dtype != torch.int64:
             raise ValueError(f"action: expected int64 {[*wanted]}, was {action.dtype} {[*action.shape]}")

@@ -370,9 +370,7 @@ def _fit_masks(
     rows = (experience.obs, experience.action_masks)
     if len(experience.num_actions) == 1:
         try:
-            masks, _ = learn_masks(
-                *rows, experience.episode, safe_action=safe_action, seed=seed, config=config.masks
-            )
+            masks, _ = learn_masks(*rows, experience.episode, safe_action=safe_action, seed=seed, config=config.masks)
         except MaskBoundError:
             pass
         else:
@@ -391,11 +389,11 @@ def _fit_masks(
 
 # Whole episodes on either side; the newest go to neither side alone, because policies change.
 def _fit_and_stop(episode: NDArray[np.int64], stop_share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    every = max(round(1.0 / stop_share), 2)
-    _, ids = np.unique(episode, return_inverse=True)
+    found, ids = np.unique(episode, return_inverse=True)
+    if len(found) < 2:
+        raise DataError("experience: expected at least 2 episodes to learn masks from, was 1")
+    every = min(max(round(1.0 / stop_share), 2), len(found))
     stop = ids % every == every - 1
-    if not stop.any():
-        raise DataError(f"experience: expected at least {every} episodes to learn masks from, was {ids.max() + 1}")
     return np.flatnonzero(~stop), np.flatnonzero(stop)
 
 

@@ -58,7 +58,7 @@ def mean_return(policy: StrictMaskablePolicy, episodes: int = 200) -> float:
     return float(total.mean())
 
 
-def score(policy: StrictMaskablePolicy) -> Mapping[str, float]:
+def score(policy: StrictMaskablePolicy, real_steps: int) -> Mapping[str, float]:
     return {"score": mean_return(policy)}
 
 
@@ -72,9 +72,7 @@ SMALL = OnlineConfig(
     world=WorldFitConfig(num_members=3, num_elites=2, hidden=(16,), max_epochs=25, batch_size=32, learning_rate=1e-2),
     ppo=PPOSettings(learning_rate=5e-3, batch_size=400, n_epochs=4, net_arch=(16,), gamma=0.9),
 )
-TINY = dataclasses.replace(
-    SMALL, imagined_steps=800, world=dataclasses.replace(SMALL.world, max_epochs=2, hidden=(8,))
-)
+TINY = dataclasses.replace(SMALL, imagined_steps=800, world=dataclasses.replace(SMALL.world, max_epochs=2, hidden=(8,)))
 
 
 def run(config: OnlineConfig, evaluate: online.Evaluate = score, **options: Any) -> online.OnlineResult:
@@ -83,7 +81,7 @@ def run(config: OnlineConfig, evaluate: online.Evaluate = score, **options: Any)
 
 def scripted(scores: list[float]) -> online.Evaluate:
     remaining = iter(scores)
-    return lambda _: {"score": next(remaining)}
+    return lambda *_: {"score": next(remaining)}
 
 
 def test_200_real_steps_suffice_with_the_model_and_not_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +116,7 @@ def test_the_best_epoch_is_kept_not_the_last() -> None:
     weights: list[dict[str, torch.Tensor]] = []
     scores = iter([1.0, 3.0, 2.0])
 
-    def evaluate(policy: StrictMaskablePolicy) -> Mapping[str, float]:
+    def evaluate(policy: StrictMaskablePolicy, real_steps: int) -> Mapping[str, float]:
         weights.append({key: value.clone() for key, value in policy.state_dict().items()})
         return {"score": next(scores)}
 
