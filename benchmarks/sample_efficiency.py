@@ -1,11 +1,10 @@
-"""How many real steps does a policy need with a learned world, and how many without one?
+"""Real steps that a policy needs with a learned world, and without one.
 
 MBPO (`mbpo.train_online`, nothing declared as known unless asked for) against MaskablePPO, in one run, on the same
 environment, masks, observations and rewards. Both are judged the same way: on episodes of an environment that neither
-learns from, by their most probable actions, at even intervals of real steps. A learner has *solved* a world at the first
-interval at which a first look at few episodes reaches the goal and 100 fresh ones confirm it, and stops there; its
-result is judged once more on 100 others, so that stopping at a lucky moment shows. Judging costs no real steps for
-either.
+learns from, by their most probable actions, at even intervals of real steps. A learner has *solved* a world at the
+first of them at which a first look reaches the goal and 100 fresh episodes confirm it, and stops there; its result is
+judged once more on 100 others, so that stopping at a lucky moment shows. Judging costs no real steps for either.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class RealRows:
 
     @property
     def action_masks(self) -> np.ndarray:
-        """bool [R, A] of the current states; of a finished row, those of its next episode."""
+        """Masks [R, A] of the current states, bool; of a finished row, those of its next episode."""
         return self.env.action_masks()
 
     @property
@@ -128,7 +128,7 @@ def action_sizes(space: spaces.Space) -> tuple[int, ...]:
 
 
 def random_actions(action_masks: np.ndarray, num_actions: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Uniform among the valid actions of each dimension: masks [B, A] to int64 [B], or [B, K] for several dimensions."""
+    """Uniform among the valid actions of each dimension: masks [B, A] to int64 [B], or [B, K] for several of them."""
     score = np.where(action_masks, rng.random(action_masks.shape), -1.0)
     parts = np.split(score, np.cumsum(num_actions)[:-1], axis=1)
     chosen = np.stack([part.argmax(axis=1) for part in parts], axis=1)

@@ -76,7 +76,7 @@ TINY = dataclasses.replace(SMALL, imagined_steps=800, world=dataclasses.replace(
 
 
 def run(config: OnlineConfig, evaluate: online.Evaluate = score, **options: Any) -> online.OnlineResult:
-    return train_online(lambda n, seed: Line(n, seed), config, seed=0, evaluate=evaluate, **options)
+    return train_online(Line, config, seed=0, evaluate=evaluate, **options)
 
 
 def scripted(scores: list[float]) -> online.Evaluate:

@@ -66,5 +66,5 @@ def test_a_single_member_is_never_at_odds(name):
 
 
 def test_a_measure_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="expected one of .*total_std.*, was 'variance'"):
+    with pytest.raises(ValueError, match=r"expected one of .*total_std.*, was 'variance'"):
         measure_named("variance")
