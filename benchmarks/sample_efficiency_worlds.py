@@ -17,7 +17,16 @@ from gymnasium import spaces
 from envs.batch import BatchStep, BatchVecEnv
 from envs.gymnasium_rows import GymnasiumVecEnv
 from envs.masked_cartpole import ANGLE_LIMIT, X_LIMIT, MaskedCartPoleVecEnv
-from envs.portfolio import INITIAL_CASH, PERIODS, PortfolioBatch
+from envs.portfolio import (
+    INITIAL_CASH,
+    PERIODS,
+    PRICE_CENTRE,
+    PRICE_STD,
+    PortfolioBatch,
+    portfolio_value,
+    published_masks,
+    trade_as_published,
+)
 from mbpo.online import BuildEnv, HorizonSchedule, OnlineConfig, PPOSettings
 from world_model.known import KnownParts
 from world_model.world_fit import WorldFitConfig
@@ -187,6 +196,28 @@ def _wired_buttons(obs: torch.Tensor) -> torch.Tensor:
     return (left > 0.5) | (right > 0.5)
 
 
+def _portfolio_state(obs: torch.Tensor) -> np.ndarray:
+    # Dollars, units and dollars again; units are whole, and so they must be for a mask.
+    wide = obs.numpy().astype(np.float64)
+    prices = wide[:, 4:] * PRICE_STD + PRICE_CENTRE
+    return np.concatenate((wide[:, :1] * INITIAL_CASH, np.rint(wide[:, 1:4] * 100.0), prices), axis=1)
+
+
+def _portfolio_trade(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+    trade = trade_as_published(_portfolio_state(obs), action.numpy())
+    account = np.concatenate((trade.cash[:, None] / INITIAL_CASH, trade.units / 100.0), axis=1)
+    return torch.cat((torch.from_numpy(account.astype(np.float32)), next_obs[:, 4:]), dim=1)
+
+
+def _portfolio_gain(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    gain = portfolio_value(_portfolio_state(next_obs)) - portfolio_value(_portfolio_state(obs))
+    return torch.from_numpy((gain / INITIAL_CASH).astype(np.float32))
+
+
+def _portfolio_masks(obs: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(published_masks(_portfolio_state(obs)))
+
+
 def _acrobot_up(next_obs: torch.Tensor) -> torch.Tensor:
     # cos(a), sin(a), cos(b), sin(b): the tip is a link's length above the base, -cos(a) - cos(a + b) > 1.
     cos_a, sin_a, cos_b, sin_b = (next_obs[:, column] for column in range(4))
@@ -296,6 +327,11 @@ WORLDS: dict[str, EfficiencyWorld] = {
             n_epochs=10,
             gamma=1.0,
         ),
-        known=KnownParts(),
+        known=KnownParts(
+            transition=_portfolio_trade,
+            exact=(0, 1, 2, 3),
+            reward=_portfolio_gain,
+            action_masks=_portfolio_masks,
+        ),
     ),
 }

@@ -65,6 +65,7 @@ class ImaginedVecEnv(BatchVecEnv):
         support_penalty: reward units charged once for leaving the support, as MOReL's HALT state does
             (arXiv:2005.05951, eq. 3), but without ending the value there.
         uncertainty: name of the measure in `world_model.uncertainty`.
+        first_share: share of branches that start where an episode began; the others start at any recorded state.
         seed: of branch starts and of everything the model draws.
         real: rows that continue the real environment; None has none.
     """
@@ -78,24 +79,28 @@ class ImaginedVecEnv(BatchVecEnv):
         penalty_coef: float = 0.0,
         support_penalty: float = 0.0,
         uncertainty: str = "ensemble_std",
+        first_share: float = 0.0,
         seed: int,
         real: RealRows | None = None,
     ) -> None:
         for name, charge in {"penalty_coef": penalty_coef, "support_penalty": support_penalty}.items():
             if not 0.0 <= charge < np.inf:
                 raise ValueError(f"{name}: expected at least 0, was {charge}")
+        if not 0.0 <= first_share <= 1.0:
+            raise ValueError(f"first_share: expected between 0 and 1, was {first_share}")
         super().__init__(num_envs, observation_space, action_space)
         self.real, self.num_real = real, 0 if real is None else real.num_rows
         self.num_imagined = num_envs - self.num_real
         if self.num_imagined < 1:
             raise ValueError(f"num_envs: expected more than the {self.num_real} real rows, was {num_envs}")
         self.penalty_coef, self.support_penalty = penalty_coef, support_penalty
+        self.first_share = first_share
         self._measure = measure_named(uncertainty) if penalty_coef else None
         self._rng = np.random.default_rng(seed)
         self._generator = torch.Generator().manual_seed(seed)
         self.statistics = ImaginedStatistics()
         self.model: WorldModel | None = None
-        self._cumulative = np.zeros(0)
+        self._cumulative, self._first = np.zeros(0), np.zeros(0, dtype=np.int64)
         self._starts: tuple[np.ndarray, np.ndarray] | None = None
         self._obs = np.zeros((self.num_imagined, *observation_space.shape), dtype=np.float32)
         self._imagined_masks = np.zeros((self.num_imagined, sum(self._sizes)), dtype=bool)
@@ -103,7 +108,9 @@ class ImaginedVecEnv(BatchVecEnv):
     def use(self, model: WorldModel, experience: Experience) -> None:
         """Imagine with this model, from these states, from the next `rebranch` on."""
         self.model, self._starts = model, (experience.obs, experience.action_masks)
-        _, episode, lengths = np.unique(experience.episode, return_inverse=True, return_counts=True)
+        _, self._first, episode, lengths = np.unique(
+            experience.episode, return_index=True, return_inverse=True, return_counts=True
+        )
         share = 1.0 / lengths[episode]
         self._cumulative = np.cumsum(share / share.sum())
 
@@ -166,6 +173,7 @@ class ImaginedVecEnv(BatchVecEnv):
         masks, refused = self.model.action_masks(step.next_obs)
         # NaN has no nearest state inside; such a branch is cut where it was.
         landed = torch.where(torch.isfinite(step.next_obs), self.model.clamp(step.next_obs), obs)
+        landed = torch.where(inside[:, None], step.next_obs, landed)
         terminated = step.terminated.numpy()
         truncated = (~inside | refused).numpy() & ~terminated
         left = ~inside.numpy() & ~terminated
@@ -187,6 +195,9 @@ class ImaginedVecEnv(BatchVecEnv):
             raise RuntimeError("imagined rows: expected use(model, experience) before the first reset")
         obs, masks = self._starts
         picked = np.searchsorted(self._cumulative, self._rng.random(len(rows)), side="right").clip(max=len(obs) - 1)
+        if self.first_share:
+            at_first = self._rng.random(len(rows)) < self.first_share
+            picked = np.where(at_first, self._rng.choice(self._first, len(rows)), picked)
         # Fresh arrays: observations handed out earlier must not change.
         self._obs, self._imagined_masks = self._obs.copy(), self._imagined_masks.copy()
         self._obs[rows], self._imagined_masks[rows] = obs[picked], masks[picked]

@@ -104,6 +104,8 @@ class OnlineConfig:
     episode_steps: int | None = None
     """The same for the episodes of the policy, where `real_ratio` is 0."""
     horizon: HorizonSchedule = HorizonSchedule()
+    first_share: float = 0.0
+    """Share of branches that start where an episode began, for a task that is judged from there within H steps."""
     penalty_coef: float = 0.0
     """lambda_u, reward units per unit of `uncertainty`."""
     support_penalty: float = 0.0
@@ -181,6 +183,7 @@ def train_online(
         num_envs=config.num_envs,
         penalty_coef=config.penalty_coef,
         support_penalty=config.support_penalty,
+        first_share=config.first_share,
         uncertainty=config.uncertainty,
         seed=seed,
         real=real if config.real_rows else None,

@@ -231,12 +231,18 @@ class WorldModel(nn.Module):
         return masks, ~torch.stack(possible).all(dim=0)
 
     def clamp(self, obs: Tensor) -> Tensor:
-        """Nearest obs inside the support, [..., D]; NaN stays NaN."""
+        """Nearest obs inside the support, exact columns too, as the networks see it: [..., D]; NaN stays NaN."""
         return torch.minimum(torch.maximum(obs, self.support_low), self.support_high)
 
     def in_support(self, obs: Tensor) -> Tensor:
-        """[B] bool: every number lies within the training range widened by a tenth on either side; NaN is outside."""
-        return ((obs >= self.support_low) & (obs <= self.support_high)).all(dim=-1)
+        """[B] bool: every number lies within the training range widened by a tenth on either side; NaN is outside.
+
+        Columns that a declared transition computes are exact anywhere and need only be finite.
+        """
+        inside = (obs >= self.support_low) & (obs <= self.support_high)
+        exact = torch.zeros(self.sizes.num_obs, dtype=torch.bool)
+        exact[[*self.known.exact]] = True
+        return (inside | (exact & torch.isfinite(obs))).all(dim=-1)
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """Write the model to a new folder, as a whole or not at all. Declared functions are remembered by name only.
