@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -17,13 +17,16 @@ from pipeline.cli_output import (
     RuleModules,
     check_output_file,
     import_rules,
+    one_of,
     positive_number,
     reported,
     stderr,
     stdout,
     whole_number,
 )
+from pipeline.progress import Reporter
 
+EfficiencyWorlds = Literal["cartpole", "masked-cartpole", "acrobot", "portfolio"]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Small counts: does it run at all? The numbers mean nothing.")]
 
@@ -331,6 +334,61 @@ def bench_world_model(
         if missed and not smoke:
             stderr.print(f"[red]goals missed: {', '.join(missed)}[/]")
             raise typer.Exit(1)
+
+
+@bench_app.command("sample-efficiency")
+def bench_sample_efficiency(
+    env: Annotated[
+        str, typer.Option(help="cartpole, masked-cartpole, acrobot or portfolio.", **one_of(EfficiencyWorlds))
+    ] = "masked-cartpole",
+    seeds: Annotated[int, typer.Option(help="Training runs of each learner.", **whole_number(at_least=1))] = 10,
+    jobs: Annotated[int, typer.Option(help="Processes; a run takes one core.", **whole_number(at_least=1))] = 1,
+    known: Annotated[bool, typer.Option("--known", help="Declare what is known instead of learning it all.")] = False,
+    json_file: JsonFile = None,
+    smoke: Smoke = False,
+) -> None:
+    """Count the real steps that MBPO, with a learned world, and MaskablePPO take to the same goal; minutes per seed."""
+    with reported(as_json=False):
+        check_output_file("--json", json_file)
+        from benchmarks.sample_efficiency import LEARNERS, measure_sample_efficiency
+
+        reporter = Reporter()
+        try:
+            with reporter.stage(env) as progress:
+                report = measure_sample_efficiency(
+                    env, seeds=seeds, jobs=jobs, known=known, smoke=smoke, progress=progress
+                )
+        finally:
+            reporter.close()
+        rows = []
+        for learner in LEARNERS:
+            found, final = report.steps(learner), report.final(learner)
+            marks = [report.mark(learner, str(mark)) for mark in report.marks]
+            rows.append(
+                (
+                    learner,
+                    f"{report.solved(learner)} of {len(report.of(learner))}",
+                    _with_interval(found.estimate, found.low, found.high, ",.0f"),
+                    _with_interval(final.estimate, final.low, final.high, ",.1f"),
+                    *("-" if one is None else _with_interval(one.estimate, one.low, one.high, ",.0f") for one in marks),
+                )
+            )
+        headers = (
+            "",
+            f"reached {report.goal:g}",
+            "real steps to it",
+            "last judgement",
+            *(f"at {mark:,} steps" for mark in report.marks),
+        )
+        _show(f"{env}: interquartile mean over seeds (95 % interval)", headers, rows)
+        stdout.print(f"fewer real steps than MaskablePPO: {report.fewer_steps:.1f} times")
+        _finish(report, json_file)
+
+
+def _with_interval(estimate: float, low: float | None, high: float | None, form: str) -> str:
+    if low is None or high is None:
+        return format(estimate, form)
+    return f"{estimate:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _goal(microseconds: float | None) -> str:
