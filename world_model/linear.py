@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 # Prior precision over noise precision, per output. From no shrinkage to none left of the largest market signal.
 PENALTIES = np.logspace(-1.0, 7.0, 33)
+# Share of the largest eigenvalue below which a direction of the design is rounding noise.
+RANK = 1e-12
 
 
 def fit_line(
-    inputs: NDArray[np.float64], targets: NDArray[np.float64]
+    inputs: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit `target = coefficients @ [1, inputs]`, one penalty per output by the largest marginal likelihood.
 
@@ -25,7 +27,8 @@ def fit_line(
     `-N/2 log s^2 - 1/2 sum_i log(1 + d_i^2 / a)`, `d_i` the singular values of the design. The intercept is shrunk with
     the rest: the mean return of a few years is the least certain number of all.
 
-    Args: inputs [N, M], standardised; targets [N, O], in units in which 0 is what one knows without the data.
+    Args: inputs [N, M], standardised; targets [N, O], in units in which 0 is what one knows without the data; weights
+        [N, O] > 0, one over the noise variance of each target up to a factor, None for equal ones.
     Returns: coefficients [O, 1 + M], intercept first; penalties [O].
     Raises: ValueError on shapes, fewer than two rows or numbers that are not finite.
     """
@@ -33,18 +36,30 @@ def fit_line(
         raise ValueError(f"line: expected [N >= 2, M] and [N, O], was {[*inputs.shape]} and {[*targets.shape]}")
     if not (np.isfinite(inputs).all() and np.isfinite(targets).all()):
         raise ValueError("line: expected finite inputs and targets, found NaN or infinity")
-    rows = len(inputs)
-    design = np.column_stack((np.ones(rows), inputs))
-    left, singular, right = np.linalg.svd(design, full_matrices=False)
-    projected = left.T @ targets
-    power = singular[:, None] ** 2
-    outside = np.maximum((targets**2).sum(axis=0) - (projected**2).sum(axis=0), 0.0)
+    design = np.column_stack((np.ones(len(inputs)), inputs))
+    if weights is None:
+        fitted = [_fit_column(design, target) for target in targets.T]
+    else:
+        roots = np.sqrt(weights / weights.mean(axis=0))
+        fitted = [
+            _fit_column(design * root[:, None], target * root) for target, root in zip(targets.T, roots.T, strict=True)
+        ]
+    coefficients, penalties = zip(*fitted, strict=True)
+    return np.stack(coefficients), np.array(penalties)
 
-    evidence = []
-    for penalty in PENALTIES:
-        missed = outside + (projected**2 * penalty / (power + penalty)).sum(axis=0)
-        noise = np.maximum(missed / rows, np.finfo(np.float64).tiny)
-        evidence.append(-0.5 * rows * np.log(noise) - 0.5 * np.log1p(power / penalty).sum())
-    penalties = PENALTIES[np.argmax(evidence, axis=0)]
-    coefficients = right.T @ (singular[:, None] / (power + penalties) * projected)
-    return coefficients.T, penalties
+
+# Coefficients [P] and penalty of one target [N] on a design [N, P], rows already weighted.
+def _fit_column(design: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    rows = len(target)
+    power, axes = np.linalg.eigh(design.T @ design)
+    power = np.maximum(power, 0.0)
+    moment = axes.T @ (design.T @ target)
+    # Squared lengths of the target along the principal axes; a direction in which nothing varies explains nothing.
+    seen = power > RANK * max(power[-1], 1.0)
+    explained = np.where(seen, moment**2 / np.where(seen, power, 1.0), 0.0)
+    outside = max(float(target @ target) - float(explained.sum()), 0.0)
+    missed = outside + (explained * PENALTIES[:, None] / (power + PENALTIES[:, None])).sum(axis=1)
+    noise = np.maximum(missed / rows, np.finfo(np.float64).tiny)
+    evidence = -0.5 * rows * np.log(noise) - 0.5 * np.log1p(power / PENALTIES[:, None]).sum(axis=1)
+    penalty = float(PENALTIES[np.argmax(evidence)])
+    return axes @ (moment / (power + penalty)), penalty

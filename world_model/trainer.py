@@ -103,12 +103,12 @@ def fit_market_model(
     """Fit the ensemble to the transitions of one feature table.
 
     A straight line is fitted to the next row in closed form (`world_model.linear`), the networks to what it leaves, in
-    standard deviations of `features[t+1] - features[t]`. The last `holdout_fraction` of the transitions, in time
-    order, never reach a gradient: each member keeps the weights of its own best epoch there, fitting stops when no
-    member has improved for `patience` epochs, the best members become elites, and per feature one shrinkage of the
-    networks' mean and one variance multiplier are set there in closed form. Each member trains on a bootstrap sample
-    drawn once for the whole fit (PETS). Every random number comes from one generator seeded with `seed`; torch's
-    global generator is not touched.
+    standard deviations of `features[t+1] - features[t]`; at the end the line is fitted once more, to all rows. The last
+    `holdout_fraction` of the transitions, in time order, never reach a gradient: each member keeps the weights of its
+    own best epoch there, fitting stops when no member has improved for `patience` epochs, the best members become
+    elites, and per feature one shrinkage of the networks' mean and one variance multiplier are set there in closed
+    form. Each member trains on a bootstrap sample drawn once for the whole fit (PETS). Every random number comes from
+    one generator seeded with `seed`; torch's global generator is not touched.
 
     Args:
         features: [T, M], raw units, in time order, one row per bar.
@@ -189,11 +189,15 @@ def fit_market_model(
     )
     model.volatility.load_state_dict(volatility.state_dict())
     holdout = values[first_holdout:]
-    before, after = recalibrate(model, holdout)
+    before, _ = recalibrate(model, holdout)
     follow_baselines(model, holdout, values[: train_rows + 1])
+    known = np.r_[0:train_rows, first_holdout : len(current)]
+    refit_line(model, current[known], values[known + 1])
     if config.volatility_line and model.volatility.active:
         refit_volatility(model, values)
         after = recalibrate_variance(model, values)
+    else:
+        after = _coverage(model, *map(torch.from_numpy, (holdout[:-1], holdout[1:])))
     report = FitReport(
         train_rows=train_rows,
         holdout_rows=holdout_rows,
@@ -281,6 +285,24 @@ def recalibrate_variance(model: MarketModel, features: NDArray[np.float64]) -> d
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
     calibrate_variance(model, current, following)
     return _coverage(model, current, following)
+
+
+@torch.no_grad()
+def refit_line(model: MarketModel, current: NDArray[np.float64], following: NDArray[np.float64]) -> None:
+    """Fit the line once more, given networks and variance, to every row there is, the holdout included.
+
+    Each row counts by the inverse of its predicted variance: a bar of a crash says a hundredth of what a calm one says.
+    Args: current, following [N, M], raw units: training rows and holdout.
+    """
+    rows, outcome = torch.from_numpy(current), torch.from_numpy(following)
+    mean, variance = (part.double() for part in model.mixture(rows))
+    learned = mean - model.baseline(rows).double()
+    inputs = _standardised(model.clamp(rows).numpy(), model.input_normaliser)
+    spread = model.delta_normaliser.std.double()
+    start = torch.where(model.reverting, torch.zeros_like(rows), rows)
+    weights = (spread * spread / variance).numpy()
+    coefficients, _ = fit_line(inputs.double().numpy(), ((outcome - learned - start) / spread).numpy(), weights)
+    model.line.copy_(torch.from_numpy(coefficients))
 
 
 def _coverage(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, float]:

@@ -34,6 +34,27 @@ def test_the_chosen_penalty_has_the_largest_evidence() -> None:
     assert penalties[0] == PENALTIES[np.argmax([evidence(penalty) for penalty in PENALTIES])]
 
 
+def test_weighted_rows_solve_the_weighted_equations_and_a_common_factor_is_none() -> None:
+    inputs, targets = world(200, 0.5)
+    weights = np.random.default_rng(3).uniform(0.1, 2.0, (200, 1))
+    coefficients, penalties = fit_line(inputs, targets, weights)
+    design, share = np.column_stack((np.ones(200), inputs)), weights[:, 0] / weights.mean()
+    gram = design.T @ (share[:, None] * design) + penalties[0] * np.eye(4)
+    np.testing.assert_allclose(coefficients[0], np.linalg.solve(gram, design.T @ (share * targets[:, 0])), rtol=1e-9)
+    np.testing.assert_allclose(fit_line(inputs, targets, 7.0 * weights)[0], coefficients, rtol=1e-9)
+    assert not np.allclose(fit_line(inputs, targets)[0], coefficients)
+
+
+def test_noisy_rows_count_less_where_their_weight_says_so() -> None:
+    rng = np.random.default_rng(4)
+    inputs, noise = rng.standard_normal((400, 1)), rng.standard_normal((400, 50))
+    size = np.where(np.arange(400) < 200, 0.5, 8.0)[:, None]
+    targets = 0.5 * inputs + size * noise
+    weights = np.broadcast_to(size**-2.0, targets.shape)
+    errors = [np.abs(fit_line(inputs, targets, given)[0][:, 1] - 0.5).mean() for given in (None, weights)]
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_structure_is_kept_and_noise_is_shrunk_away() -> None:
     kept, _ = fit_line(*world(1000, 0.5))
     assert kept[0, 1] == pytest.approx(0.5, abs=0.1)
