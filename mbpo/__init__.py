@@ -2,7 +2,10 @@
 
 from mbpo.collect import collect_transitions, market_rows, replay_schema
 from mbpo.imagination import MarketBranches, branch_summary, historical_uncertainty, imagine_market
+from mbpo.imagined_env import ImaginedVecEnv
+from mbpo.online import OnlineConfig, OnlineResult, train_online
 from mbpo.policy import TorchPolicy
+from mbpo.real_rows import RealRows
 from mbpo.recipe import Visited, imagine_branches, mixed_env
 from mbpo.snapshots import TrainedPolicy
 from mbpo.starts import StartBuffer
@@ -10,8 +13,12 @@ from mbpo.training import train_policy
 from mbpo.vec_env import MixedVecEnv, RolloutStatistics
 
 __all__ = [
+    "ImaginedVecEnv",
     "MarketBranches",
     "MixedVecEnv",
+    "OnlineConfig",
+    "OnlineResult",
+    "RealRows",
     "RolloutStatistics",
     "StartBuffer",
     "TorchPolicy",
@@ -25,5 +32,6 @@ __all__ = [
     "market_rows",
     "mixed_env",
     "replay_schema",
+    "train_online",
     "train_policy",
 ]
