@@ -249,7 +249,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             world=_POLE_FIT,
             ppo=_POLE_PPO,
         ),
-        baseline=PPOBaseline(max_real_steps=100_000, look_interval=2_000),
+        baseline=PPOBaseline(max_real_steps=100_000, look_interval=1_000),
         known=KnownParts(reward=_one_reward, terminated=_pole_down),
     ),
     "masked-cartpole": EfficiencyWorld(
@@ -269,7 +269,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             world=_POLE_FIT,
             ppo=replace(_POLE_PPO, net_arch=(128, 128)),
         ),
-        baseline=PPOBaseline(max_real_steps=300_000, look_interval=5_000, net_arch=(128, 128), activation="relu"),
+        baseline=PPOBaseline(max_real_steps=300_000, look_interval=2_000, net_arch=(128, 128), activation="relu"),
         known=KnownParts(reward=_one_reward, terminated=_pole_down, action_masks=_wired_buttons),
         look_episodes=100,
     ),
@@ -289,7 +289,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
         ),
         baseline=PPOBaseline(
             max_real_steps=300_000,
-            look_interval=5_000,
+            look_interval=2_000,
             num_envs=8,
             n_steps=256,
             batch_size=128,
