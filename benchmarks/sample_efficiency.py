@@ -321,7 +321,9 @@ class _Watch(BaseCallback):
         if self._seen == self.num_timesteps:
             return
         self._seen = self.num_timesteps
-        score = self._judge.look(self.model.policy, self.num_timesteps)
+        policy = self.model.policy
+        assert isinstance(policy, StrictMaskablePolicy)  # noqa: S101 - built in this module
+        score = self._judge.look(policy, self.num_timesteps)
         if not self.best or score > self._best_score:
             self._best_score = score
             self.best = {key: value.detach().clone() for key, value in self.model.policy.state_dict().items()}

@@ -97,6 +97,7 @@ class OneHotCartPole(MaskedCartPoleVecEnv):
     def __init__(self, num_envs: int, *, seed: int) -> None:
         super().__init__(num_envs, num_actions=BUTTONS, seed=seed)
         plain = self.observation_space
+        assert isinstance(plain, spaces.Box)  # noqa: S101 - of the class above
         ones = np.ones(2 * BUTTONS, dtype=np.float32)
         self.observation_space = spaces.Box(
             np.concatenate((plain.low[:STATE], 0 * ones)),
@@ -248,7 +249,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             world=_POLE_FIT,
             ppo=_POLE_PPO,
         ),
-        baseline=PPOBaseline(max_real_steps=100_000, look_interval=2_000),
+        baseline=PPOBaseline(max_real_steps=100_000, look_interval=1_000),
         known=KnownParts(reward=_one_reward, terminated=_pole_down),
     ),
     "masked-cartpole": EfficiencyWorld(
@@ -268,7 +269,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             world=_POLE_FIT,
             ppo=replace(_POLE_PPO, net_arch=(128, 128)),
         ),
-        baseline=PPOBaseline(max_real_steps=300_000, look_interval=5_000, net_arch=(128, 128), activation="relu"),
+        baseline=PPOBaseline(max_real_steps=300_000, look_interval=2_000, net_arch=(128, 128), activation="relu"),
         known=KnownParts(reward=_one_reward, terminated=_pole_down, action_masks=_wired_buttons),
         look_episodes=100,
     ),
@@ -288,7 +289,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
         ),
         baseline=PPOBaseline(
             max_real_steps=300_000,
-            look_interval=5_000,
+            look_interval=2_000,
             num_envs=8,
             n_steps=256,
             batch_size=128,
@@ -309,14 +310,23 @@ WORLDS: dict[str, EfficiencyWorld] = {
         marks=(500 * (PERIODS - 1), 2000 * (PERIODS - 1)),
         stop_when_solved=False,
         mbpo=OnlineConfig(
-            max_real_steps=500 * (PERIODS - 1),
+            max_real_steps=2000 * (PERIODS - 1),
             initial_steps=200 * (PERIODS - 1),
-            steps_per_epoch=150 * (PERIODS - 1),
+            steps_per_epoch=300 * (PERIODS - 1),
             collect_rows=50,
-            imagined_steps=250_000,
+            imagined_steps=300_000,
+            num_envs=512,
             horizon=HorizonSchedule(first=PERIODS - 1, last=PERIODS - 1),
-            world=WorldFitConfig(max_epochs=60, patience=10),
-            ppo=PPOSettings(learning_rate=3e-3, batch_size=1216, gamma=1.0, gae_lambda=0.8, ent_coef=0.002),
+            first_share=0.5,
+            world=WorldFitConfig(hidden=(64, 64), max_epochs=30, patience=8),
+            ppo=PPOSettings(
+                learning_rate=3e-3,
+                final_learning_rate=3e-4,
+                batch_size=1216,
+                gamma=1.0,
+                gae_lambda=0.8,
+                ent_coef=0.005,
+            ),
         ),
         baseline=PPOBaseline(
             max_real_steps=2000 * (PERIODS - 1),
@@ -330,6 +340,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
         known=KnownParts(
             transition=_portfolio_trade,
             exact=(0, 1, 2, 3),
+            exogenous=True,
             reward=_portfolio_gain,
             action_masks=_portfolio_masks,
         ),

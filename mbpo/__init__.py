@@ -10,8 +10,11 @@ from mbpo.imagination import (
     historical_uncertainty,
     imagine_market,
 )
+from mbpo.imagined_env import ImaginedVecEnv
+from mbpo.online import OnlineConfig, OnlineResult, train_online
 from mbpo.policy import TorchPolicy
 from mbpo.prediction_error import model_error
+from mbpo.real_rows import RealRows
 from mbpo.recipe import Visited, imagine_branches, mixed_env
 from mbpo.rollout_statistics import RolloutStatistics
 from mbpo.snapshots import TrainedPolicy
@@ -23,8 +26,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Forecast",
+    "ImaginedVecEnv",
     "MarketBranches",
     "MixedVecEnv",
+    "OnlineConfig",
+    "OnlineResult",
+    "RealRows",
     "RolloutStatistics",
     "StartBuffer",
     "TorchPolicy",
@@ -40,5 +47,6 @@ __all__ = [
     "mixed_env",
     "model_error",
     "replay_schema",
+    "train_online",
     "train_policy",
 ]

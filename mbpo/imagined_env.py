@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from envs.batch import BatchStep, BatchVecEnv
 from masking import check_actions
-from mbpo.real_rows import RealRows
+from mbpo.real_rows import RealRows, action_sizes
 from world_model.experience import Experience
 from world_model.uncertainty import measure_named
 from world_model.world import WorldModel
@@ -126,7 +126,7 @@ class ImaginedVecEnv(BatchVecEnv):
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        return (int(self.action_space.n),) if self._nvec is None else tuple(self._nvec)
+        return action_sizes(self.action_space)
 
     @property
     def _masks(self) -> np.ndarray:

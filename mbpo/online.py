@@ -17,6 +17,7 @@ import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import FloatSchedule
 
 from envs.batch import BatchVecEnv
 from masking.strict_policy import StrictMaskablePolicy
@@ -64,6 +65,8 @@ class PPOSettings:
     """Of MaskablePPO, by sb3's names."""
 
     learning_rate: float = 3e-4
+    final_learning_rate: float | None = None
+    """Reached linearly at the end of the budget of real steps; None keeps the first."""
     batch_size: int = 1024
     n_epochs: int = 5
     gamma: float = 0.99
@@ -210,6 +213,7 @@ def train_online(
         fitted = time.perf_counter()
         env.use(model, experience)
         horizon = config.horizon.at(real.steps)
+        ppo.lr_schedule = _rate(config, real.steps)
         _learn(ppo, horizon, config.imagined_steps)
         learned = time.perf_counter()
         metrics = dict(evaluate(ppo.policy, real.steps))
@@ -309,6 +313,13 @@ def _learner(env: ImaginedVecEnv, config: OnlineConfig, seed: int, safe_action: 
     # Without this sb3 makes a folder for its own logs among the temporary files.
     ppo.set_logger(Logger(folder=None, output_formats=[]))
     return ppo
+
+
+# Constant within an epoch: sb3's own progress starts anew with every call of learn().
+def _rate(config: OnlineConfig, real_steps: int) -> FloatSchedule:
+    first, last = config.ppo.learning_rate, config.ppo.final_learning_rate
+    share = min(real_steps / config.max_real_steps, 1.0)
+    return FloatSchedule(first if last is None else first + share * (last - first))
 
 
 def _learn(ppo: MaskablePPO, horizon: int, steps: int) -> None:

@@ -5,7 +5,7 @@ Letters: R rows, D obs, K action dimensions, A mask width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -82,7 +82,7 @@ class RealRows:
 
     def cut(self, rows: np.ndarray) -> None:
         """End the running episodes of these rows and begin others; a cut is not a termination."""
-        self._next[rows] = self.env.restart(rows)
+        self._next[rows] = np.asarray(self.env.restart(rows), dtype=np.float32)
         self.restart(rows)
 
     def restart(self, rows: np.ndarray) -> None:
@@ -118,7 +118,7 @@ class RealRows:
         return len(self._parts)
 
 
-def action_sizes(space: spaces.Space) -> tuple[int, ...]:
+def action_sizes(space: spaces.Space[Any]) -> tuple[int, ...]:
     """Number of actions of each dimension.  Raises: ValueError unless Discrete from 0 or MultiDiscrete."""
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return (int(space.n),)

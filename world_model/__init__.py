@@ -2,12 +2,15 @@
 what is unknown: account, reward and masks are exact arithmetic elsewhere. The market does not react to the agent, so
 no action enters; imagined branches can be generated once and reused by every policy update. For environments that
 only tell their masks at real states, `learn_masks` learns the mask as well, with a bound on its false-valid rate.
+`WorldModel` is the general case: an environment of which nothing, or only some `KnownParts`, is declared.
 """
 
 from world_model.bar_return import return_log_density
 from world_model.calibration import shrinkage_factor, variance_multiplier
 from world_model.errors import ModelFileError, TrainingError, WorldModelError
+from world_model.experience import Experience
 from world_model.horizons import StepMetrics, evaluate_horizons
+from world_model.known import KnownParts
 from world_model.learned_masks import LearnedMaskConfig, LearnedMaskReport, LearnedMasks, MaskVerdict, learn_masks
 from world_model.losses import gaussian_nll, member_nll
 from world_model.marginals import central_coverage
@@ -18,10 +21,14 @@ from world_model.model import MarketModel
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.trainer import FitReport, fit_market_model
+from world_model.world import WorldModel, WorldStep
+from world_model.world_fit import WorldFitConfig, WorldFitReport, fit_world_model
 
 __all__ = [
     "EnsembleMLP",
+    "Experience",
     "FitReport",
+    "KnownParts",
     "LearnedMaskConfig",
     "LearnedMaskReport",
     "LearnedMasks",
@@ -37,12 +44,17 @@ __all__ = [
     "Normaliser",
     "StepMetrics",
     "TrainingError",
+    "WorldFitConfig",
+    "WorldFitReport",
+    "WorldModel",
     "WorldModelError",
+    "WorldStep",
     "central_coverage",
     "evaluate_horizons",
     "evaluate_market_model",
     "fan_chart",
     "fit_market_model",
+    "fit_world_model",
     "gaussian_nll",
     "learn_masks",
     "mask_errors",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,19 +31,30 @@ class KnownParts:
     action_masks: Masks | None = None
     """`action_masks(obs)` to bool [B, A], True = valid."""
     transition: Transition | None = None
-    """`transition(obs, action, next_obs)` to next_obs [B, D] with the columns `exact` replaced, such as an account step
-    on imagined prices; the other columns of `next_obs` come from the ensemble."""
+    """`transition(obs, action, next_obs)` to next_obs [B, D] as it should be, such as an account step on imagined
+    prices; the argument `next_obs` comes from the ensemble."""
     exact: tuple[int, ...] = ()
-    """Columns that `transition` computes; the ensemble is not fitted to them."""
+    """Columns that `transition` computes whatever the ensemble says: it is not fitted to them, and they have no support
+    to leave."""
+    exogenous: bool = False
+    """Whether what is learned depends on neither the exact columns nor the action, like a market that does not react.
+    A network that sees the account takes it for a clock, and is wrong once another policy grows it faster."""
 
     def __post_init__(self) -> None:
-        if bool(self.exact) != (self.transition is not None):
-            raise ValueError(
-                f"exact: expected columns exactly where a transition is declared, was {self.exact} "
-                f"with transition {'declared' if self.transition else 'None'}"
-            )
+        if self.exact and self.transition is None:
+            raise ValueError(f"exact: expected none without a declared transition, was {self.exact}")
+        if self.exogenous and not self.exact:
+            raise ValueError("exogenous: expected exact columns that do not matter for the others, was none")
         if len({*self.exact}) != len(self.exact) or any(column < 0 for column in self.exact):
             raise ValueError(f"exact: expected distinct columns from 0, was {self.exact}")
+
+    def visible(self, num_obs: int, width: int) -> Tensor:
+        """Which of the inputs [D + A], obs and one-hot action, the networks see: float32, 1 or 0."""
+        seen = torch.ones(num_obs + width)
+        if self.exogenous:
+            seen[[*self.exact]] = 0.0
+            seen[num_obs:] = 0.0
+        return seen
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -129,6 +129,7 @@ class WorldModel(nn.Module):
         self.register_buffer("termination_elite_index", torch.tensor([*termination_elites], dtype=torch.int64))
         self.register_buffer("support_low", support[0].to(torch.float32, copy=True))
         self.register_buffer("support_high", support[1].to(torch.float32, copy=True))
+        self._visible = known.visible(sizes.num_obs, sizes.width)
         self.learned_masks = masks
         self.mask_head = None if masks is None else masks.head
         self.requires_grad_(False)
@@ -203,7 +204,7 @@ class WorldModel(nn.Module):
         obs, action = self._checked(obs, action)
         if self.termination is None:
             return torch.zeros(len(obs))
-        reached = self.inputs(self.clamp(next_obs))
+        reached = self.inputs(self.clamp(next_obs)) * self._visible[: self.sizes.num_obs]
         inputs = torch.cat((self._encoded(obs, action), reached), dim=1)
         logit, _ = self.termination(inputs, self.termination_elites)
         return torch.sigmoid(logit[..., 0]).mean(dim=0)
@@ -221,13 +222,13 @@ class WorldModel(nn.Module):
             masks = self.learned_masks.judge(obs).action_masks
         elif self.learned_masks is not None:
             # Nothing is promised, so nothing is refused: what is more likely valid than not, or else the likeliest.
-            parts = torch.split(self.learned_masks.head(self.clamp(obs)), self.sizes.num_actions, dim=1)
+            parts = torch.split(self.learned_masks.head(self.clamp(obs)), [*self.sizes.num_actions], dim=1)
             masks = torch.cat([(part > 0) | (part == part.amax(dim=1, keepdim=True)) for part in parts], dim=1)
             if self.learned_masks.safe_action is not None:
                 masks[:, self.learned_masks.safe_action] = True
         else:
             masks = torch.ones(len(obs), self.sizes.width, dtype=torch.bool)
-        possible = [part.any(dim=1) for part in torch.split(masks, self.sizes.num_actions, dim=1)]
+        possible = [part.any(dim=1) for part in torch.split(masks, [*self.sizes.num_actions], dim=1)]
         return masks, ~torch.stack(possible).all(dim=0)
 
     def clamp(self, obs: Tensor) -> Tensor:
@@ -353,7 +354,8 @@ class WorldModel(nn.Module):
         return mean * self.targets.varying, torch.exp(logvar) * self.targets.varying
 
     def _encoded(self, obs: Tensor, action: Tensor) -> Tensor:
-        return torch.cat((self.inputs(self.clamp(obs)), one_hot(action, self.sizes.num_actions)), dim=1)
+        inputs = torch.cat((self.inputs(self.clamp(obs)), one_hot(action, self.sizes.num_actions)), dim=1)
+        return inputs * self._visible
 
     def _checked(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         if obs.ndim != 2 or obs.shape[1] != self.sizes.num_obs or not obs.is_floating_point() or not len(obs):

@@ -166,7 +166,9 @@ def fit_world_model(
         terminates=learns_termination,
     )
     obs = experience.obs.astype(np.float64)
-    target = np.concatenate((experience.next_obs.astype(np.float64) - obs, experience.reward[:, None]), axis=1)
+    target: NDArray[np.float64] = np.concatenate(
+        (experience.next_obs.astype(np.float64) - obs, experience.reward[:, None]), axis=1
+    )
     inputs, targets = Normaliser.fit(obs[train.numpy()]), _target_normaliser(target[train.numpy()], known)
     low, high = training_support(np.concatenate((obs, experience.next_obs)).astype(np.float64))
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +177,8 @@ def fit_world_model(
         carry_over(previous, dynamics, termination, sizes, inputs, targets)
 
     action = one_hot(torch.from_numpy(experience.action), experience.num_actions)
-    encoded = torch.cat((_standard(obs, inputs), action), dim=1)
+    visible = known.visible(sizes.num_obs, sizes.width)
+    encoded = torch.cat((_standard(obs, inputs), action), dim=1) * visible
     # A generator of its own: which networks were drawn before must not change who owns which row.
     samples = torch.Generator().manual_seed(seed)
     indices = train[block_bootstrap(len(train), config.num_members, samples)]
@@ -199,7 +202,13 @@ def fit_world_model(
         ended = fit_network(
             termination,
             (
-                torch.cat((encoded, _standard(experience.next_obs.astype(np.float64), inputs)), dim=1),
+                torch.cat(
+                    (
+                        encoded,
+                        _standard(experience.next_obs.astype(np.float64), inputs) * visible[: sizes.num_obs],
+                    ),
+                    dim=1,
+                ),
                 torch.from_numpy(experience.terminated.astype(np.float32))[:, None],
             ),
             indices,
@@ -265,7 +274,8 @@ def fit_network(
 
     def judge() -> bool:
         with torch.no_grad():
-            scores = score(*network(inputs[holdout]), targets[holdout].expand(network.num_members, -1, -1))
+            mean, logvar = network(inputs[holdout])
+            scores = score(mean, logvar, targets[holdout].expand(network.num_members, -1, -1))
         _refuse_non_finite(scores, epoch, "holdout score")
         return snapshots.update(epoch, scores)
 
@@ -273,7 +283,8 @@ def fit_network(
     while epoch < config.max_epochs and stale < config.patience:
         epoch += 1
         for batch in epoch_batches(indices, config.batch_size, generator):
-            losses = loss(*network(inputs[batch]), targets[batch])
+            mean, logvar = network(inputs[batch])
+            losses = loss(mean, logvar, targets[batch])
             _refuse_non_finite(losses, epoch, "training loss")
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(losses.sum())
@@ -334,7 +345,9 @@ def carry_over(
         sizes.hidden,
     ):
         raise ValueError(f"previous: expected a model of {sizes}, was {old}")
-    pairs = [(previous.dynamics, dynamics, (slice(0, sizes.num_obs),))]
+    pairs: list[tuple[EnsembleMLP, EnsembleMLP, tuple[slice, ...]]] = [
+        (previous.dynamics, dynamics, (slice(0, sizes.num_obs),))
+    ]
     if previous.termination is not None and termination is not None:
         after = sizes.num_obs + sizes.width
         pairs.append((previous.termination, termination, (slice(0, sizes.num_obs), slice(after, None))))

@@ -39,7 +39,6 @@ def counting_world(*, end: float = 1e9, support: float = 50.0, disagree: float =
         KnownParts(
             action_masks=masks_at,
             transition=lambda obs, action, next_obs: obs + 1 + action,
-            exact=(0,),
             reward=lambda obs, action, next_obs: next_obs[:, 0],
             terminated=lambda next_obs: next_obs[:, 0] > end,
         ),
@@ -141,6 +140,20 @@ def test_the_penalty_is_charged_per_unit_of_disagreement() -> None:
 def test_starts_weigh_episodes_equally_however_short() -> None:
     env = imagined(counting_world(), starts([0.0] * 99, [5.0]), rows=4000)
     assert float((env.rebranch()[:, 0] == 5.0).mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_branches_start_where_episodes_began_when_asked_to() -> None:
+    env = imagined(counting_world(), starts([1.0, 5.0, 5.0, 5.0], [2.0, 6.0]), rows=400, first_share=1.0)
+    assert set(env.rebranch()[:, 0].tolist()) == {1.0, 2.0}
+    env = imagined(counting_world(), starts([1.0, 5.0, 5.0, 5.0]), rows=4000, first_share=0.5)
+    assert float((env.rebranch()[:, 0] == 1.0).mean()) == pytest.approx(0.625, abs=0.03)
+    with pytest.raises(ValueError, match="first_share: expected between 0 and 1, was 2"):
+        imagined(counting_world(), starts([1.0]), first_share=2.0)
+
+
+def test_leaving_the_support_is_charged_once() -> None:
+    env = imagined(counting_world(support=1.5), starts([0.0]), support_penalty=7.0)
+    assert env.step(np.array([0, 1]))[1].tolist() == [1.0, 2.0 - 7.0]
 
 
 def test_the_same_seed_branches_the_same() -> None:

@@ -22,6 +22,7 @@ BENCHMARKS = (
     ("market",),
     ("training",),
     ("world-model",),
+    ("sample-efficiency",),
 )
 
 
@@ -101,9 +102,28 @@ def test_an_interpreter_for_peers_has_to_exist_and_to_be_used(tmp_path: Path) ->
         assert message in result.stderr
 
 
+def test_real_steps_of_both_learners_are_counted_in_smoke(tmp_path: Path) -> None:
+    result = bench(
+        "sample-efficiency", "--env", "portfolio", "--smoke", "--seeds", "2", "--known", "--json", tmp_path / "e.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "fewer real steps than MaskablePPO" in result.stdout
+    written = json.loads((tmp_path / "e.json").read_text())
+    assert [(run["learner"], run["seed"]) for run in written["runs"]] == [
+        ("maskable_ppo", 0),
+        ("maskable_ppo", 1),
+        ("mbpo", 0),
+        ("mbpo", 1),
+    ]
+    assert written["known"] == ["action_masks", "exogenous", "reward", "transition"]
+    assert written["summary"]["mbpo"]["at_marks"]["160"]["estimate"] > 500
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
+        (("sample-efficiency", "--env", "pong"), "expected one of 'cartpole'"),
+        (("sample-efficiency", "--seeds", "0"), "'--seeds': expected a whole number of at least 1, was '0'"),
         (("learned-masks", "--smoke", "--seed", "-1"), "'--seed': expected a whole number of at least 0, was '-1'"),
         (("masks", "--calls", "99"), "'--calls': expected a whole number of at least 100, was '99'"),
         (("masks", "--calls", "1e3"), "'--calls': expected a whole number of at least 100, was '1e3'"),

@@ -96,10 +96,33 @@ def test_declared_parts_replace_the_learned_ones():
 
 
 def test_exact_columns_without_a_transition_are_refused():
-    with pytest.raises(ValueError, match=r"exact: expected columns exactly where a transition is declared, was \(0,\)"):
+    with pytest.raises(ValueError, match=r"exact: expected none without a declared transition, was \(0,\)"):
         KnownParts(exact=(0,))
-    with pytest.raises(ValueError, match="transition declared"):
-        KnownParts(transition=lambda obs, action, next_obs: next_obs)
+    with pytest.raises(ValueError, match="exogenous: expected exact columns"):
+        KnownParts(exogenous=True)
+
+
+def test_exogenous_parts_depend_on_neither_the_exact_columns_nor_the_action():
+    known = KnownParts(
+        transition=lambda obs, action, next_obs: torch.stack((obs[:, 0] + 0.1, next_obs[:, 1]), dim=1),
+        exact=(0,),
+        exogenous=True,
+    )
+    rng = np.random.default_rng(0)
+    experience = line_experience()
+    # The button halves and wobbles, whatever the point does.
+    buttons = rng.uniform(-1, 1, 600).astype(np.float32)
+    obs, following = experience.obs.copy(), experience.next_obs.copy()
+    obs[:, 1], following[:, 1] = buttons, 0.5 * buttons
+    moved = dataclasses.replace(experience, obs=obs, next_obs=following)
+    model, _ = fit_world_model(moved, SMALL, seed=0, known=known)
+    asked = torch.tensor([[-5.0, 0.8], [0.0, 0.8], [9.0, 0.8]])
+    mean, _ = model.predict(asked, torch.tensor([[0], [1], [0]]))
+    assert torch.equal(mean[:, 0, 1], mean[:, 1, 1])
+    assert torch.equal(mean[:, 0, 1], mean[:, 2, 1])
+    assert float(mean[0, 0, 1]) == pytest.approx(-0.4, abs=0.05)
+    assert model.in_support(asked).all()  # the exact column has no support to leave
+    assert not model.in_support(torch.tensor([[torch.nan, 0.8], [0.0, 3.0]])).any()
 
 
 def test_a_world_that_never_ended_and_masked_nothing_does_neither():
