@@ -51,7 +51,7 @@ def world_model_tables(
 
 
 def _contenders(task: str, speed: Mapping[str, Any]) -> WorkTable:
-    rows = []
+    rows: Rows = []
     for timing in speed["timings"]:
         if timing["task"] == task:
             ratios = speed["ratios"][task][timing["contender"]]
