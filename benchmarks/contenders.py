@@ -29,6 +29,7 @@ from mbpo import (
     TrainedPolicy,
     Visited,
     collect_transitions,
+    historical_forecast,
     historical_uncertainty,
     imagine_branches,
     mixed_env,
@@ -280,7 +281,15 @@ def train_mbpo(lesson: Lesson, model: MarketModel, progress: Progress) -> tuple[
     uncertainty = historical_uncertainty(model, visited.features)
     scaler = observation_scaler(table, uncertainty)
     trained = train_policy(
-        mixed_env(config, lesson.dynamics, scaler, visited, uncertainty, branches),
+        mixed_env(
+            config,
+            lesson.dynamics,
+            scaler,
+            visited,
+            uncertainty,
+            historical_forecast(model, visited.features),
+            branches,
+        ),
         config.mbpo.ppo,
         n_steps=config.mbpo.rollout_length,
         seed=config.seed,

@@ -109,7 +109,9 @@ class AccountConfig(Section):
 
 
 class RewardConfig(Section):
-    """Reward N1: `w_p * profit/profit_scale - w_d * drawdown/drawdown_scale - w_c * 1[limit breached]`.
+    """Reward N1: `w_p * utility/profit_scale - w_d * drawdown/drawdown_scale - w_c * 1[limit breached]`.
+
+    Utility is `r - risk_aversion/2 * r^2` of the bar's log return r.
 
     The reward shapes preference; the limits themselves are enforced by masks, never by these weights.
     """
@@ -118,6 +120,8 @@ class RewardConfig(Section):
     """Name under which the reward function is registered in `envs.reward`."""
     profit_weight: NonNegative = 1.0
     """w_p."""
+    risk_aversion: NonNegative = 0.0
+    """What variance costs: 0 seeks growth; at 5 a position is sized by its forecast over five times its variance."""
     drawdown_weight: NonNegative = 0.005
     """w_d."""
     breach_weight: NonNegative = 1.0
@@ -150,6 +154,10 @@ class WorldModelConfig(Section):
     """Rows per member and gradient step."""
     weight_decay: NonNegative = 1e-4
     """Decoupled weight decay on the weight matrices."""
+    input_noise: NonNegative = 0.0
+    """Standard deviation of the Gaussian noise added to inputs in training, in units of each feature's own."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of hidden units silenced at random in every training step."""
     holdout_fraction: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
     """Last part of the training window kept for early stopping and calibration, in time order."""
     max_epochs: Count = 200
@@ -158,6 +166,11 @@ class WorldModelConfig(Section):
     """Epochs without a better holdout loss in any member before fitting stops."""
     logvar_bounds: tuple[float, float] = (-10.0, 4.0)
     """Soft bounds of the log-variance in normalised units; tanh-shaped because softplus is slow in ONNX."""
+
+    volatility_line: bool = True
+    """Put a line in log-volatilities and recent moves under the networks' log-variance (`world_model.volatility`)."""
+    likelihood: Literal["gaussian", "student_t"] = "gaussian"
+    """Of one feature given the row: Gaussian, or Student-t with degrees of freedom found on the holdout."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -172,18 +185,85 @@ class WorldModelConfig(Section):
         return self
 
 
+class RolloutScheduleConfig(Section):
+    """Length of imagined branches while training goes on: a ramp up to `mbpo.rollout_length`."""
+
+    initial: Annotated[int, Field(ge=1, le=10)] | None = None
+    """Bars per branch at the start; null takes `mbpo.rollout_length` throughout."""
+    begin: Fraction = 0.0
+    """Share of all environment steps after which branches grow."""
+    end: Fraction = 1.0
+    """Share of all environment steps from which on they have their full length."""
+
+    @model_validator(mode="after")
+    def _ramp_ascends(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"mbpo.rollout_schedule: expected begin < end, was {self.begin} and {self.end}")
+        return self
+
+
+class PenaltyScheduleConfig(Section):
+    """lambda_u while training goes on; it starts at `mbpo.penalty_coef`."""
+
+    kind: Literal["fixed", "linear", "reward_gap", "kill_rate"] = "fixed"
+    """`linear` ends at `final`; the other two move lambda_u after each rollout by
+    `step_size * (measured - target)`. `reward_gap` measures imagined minus real reward per bar, `kill_rate` kill
+    switches per real bar."""
+    final: NonNegative = 0.0
+    """lambda_u at the end of training; only for `linear`."""
+    target: float = 0.0
+    """What is aimed at: a gap in reward units per bar, or the baseline's kill switches per bar."""
+    step_size: Positive = 0.1
+    """Step of the multiplier update, lambda_u per unit measured."""
+    max_coef: Positive = 5.0
+    """Upper bound of lambda_u under the multiplier update."""
+
+
 class MBPOConfig(Section):
     """Short masked imagined rollouts mixed with real rows (MBPO arXiv:1906.08253, MOPO arXiv:2005.13239)."""
 
     rollout_length: Annotated[int, Field(ge=1, le=10)] = 3
-    """H: bars per imagined branch; also PPO's n_steps."""
+    """H: most bars per imagined branch; also PPO's n_steps."""
+    rollout_schedule: RolloutScheduleConfig = RolloutScheduleConfig()
     real_ratio: Fraction = 0.5
     """Share of rows that walk through history; the rest are imagined."""
     penalty_coef: NonNegative = 0.5
     """lambda_u: reward units subtracted per unit of |position| and of ensemble disagreement."""
+    control_variate: Fraction = 1.0
+    """Share of the unforeseen part of a bar's return that is taken out of the reward PPO sees; its mean is 0."""
+    risk_aversion: NonNegative | None = None
+    """That of the reward MBPO learns from, null takes `reward.risk_aversion`: where luck is taken out of rewards, a
+    learner stands a larger one."""
+    penalty_schedule: PenaltyScheduleConfig = PenaltyScheduleConfig()
     branch_pool: Count = 32_768
     """Imagined market branches generated once per fit and reused by every policy update."""
     ppo: PPOConfig = PPOConfig(num_envs=2048, n_steps=3, batch_size=3072, n_epochs=3)
+
+    @property
+    def branch_reuse(self) -> float:
+        """How often training uses an imagined bar, on average."""
+        return self.ppo.total_steps * (1.0 - self.real_ratio) / (self.branch_pool * self.rollout_length)
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> Self:
+        initial = self.rollout_schedule.initial
+        if initial is not None and initial > self.rollout_length:
+            raise ValueError(
+                f"mbpo.rollout_schedule.initial: expected at most rollout_length={self.rollout_length}, was {initial}"
+            )
+        penalty = self.penalty_schedule
+        if penalty.kind in ("reward_gap", "kill_rate"):
+            if not 0.0 < self.real_ratio < 1.0:
+                raise ValueError(
+                    f"mbpo.penalty_schedule.kind: {penalty.kind} compares real and imagined rows, expected "
+                    f"0 < real_ratio < 1, was {self.real_ratio}"
+                )
+            if self.penalty_coef > penalty.max_coef:
+                raise ValueError(
+                    f"mbpo.penalty_coef: expected at most penalty_schedule.max_coef={penalty.max_coef}, "
+                    f"was {self.penalty_coef}"
+                )
+        return self
 
 
 class ExportConfig(Section):

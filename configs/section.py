@@ -49,3 +49,5 @@ class PPOConfig(Section):
     """Hidden widths of policy and value network."""
     validations: Count = 10
     """Times the policy is scored on the validation window; the best snapshot is kept."""
+    early_stopping: Annotated[int, Field(ge=0)] = 0
+    """Validations in a row without a better score after which training stops; 0 never stops early."""

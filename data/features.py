@@ -39,6 +39,9 @@ FEATURE_FIELDS: tuple[Field, ...] = (
     Field("return_20", "market", "log return", -INF, INF, "close-to-close return over 20 bars"),
     Field("volatility_5", "market", "per sqrt(year)", 0.0, INF, "annualised standard deviation of 5 bar returns"),
     Field("volatility_20", "market", "per sqrt(year)", 0.0, INF, "annualised standard deviation of 20 bar returns"),
+    Field(
+        "range_volatility", "market", "per sqrt(year)", 0.0, INF, "annualised Parkinson volatility, average of span 32"
+    ),
     Field("range", "market", "log ratio", 0.0, INF, "log(high / low)"),
     Field("volume", "market", "log ratio", -INF, INF, "log(1 + volume) minus its mean over 20 bars"),
     Field("spread", "market", "fraction of price", 0.0, 2.0, "Corwin-Schultz bid-ask spread of the last 2 bars"),
@@ -135,6 +138,7 @@ def _market(
         "intraday_return": np.log(close / open_),
         **{f"return_{lag}": _log_return(close, lag) for lag in (2, 5, 10, 20)},
         **{f"volatility_{window}": window_std(bar_return, window, ddof=1) * year for window in (5, 20)},
+        "range_volatility": _parkinson(high, low) * year,
         "range": np.log(high / low),
         "volume": 0.0 - mean_offset(np.log1p(volume), 20),
         "spread": _corwin_schultz(high, low, close),
@@ -184,6 +188,22 @@ def _exponential_weights(span: int) -> list[float]:
 
 
 _MACD_WEIGHTS = [fast - slow for fast, slow in zip(_exponential_weights(12), _exponential_weights(26), strict=True)]
+
+
+# Span 32 forgets 6 % per bar, as RiskMetrics does (J.P. Morgan 1996).
+_VOLATILITY_WEIGHTS = _exponential_weights(32)
+
+
+def _parkinson(high: Floats, low: Floats) -> Floats:
+    """Volatility per bar from the range, averaged exponentially over LOOKBACK bars.
+
+    Parkinson (1980), "The Extreme Value Method for Estimating the Variance of the Rate of Return", Journal of Business
+    53(1), equation 8: squared log ranges over 4 log 2 are an estimate of variance five times as precise as squared
+    returns. It leaves out the gap between bars.
+    """
+    variance = np.square(np.log(high / low)) / (4.0 * math.log(2.0))
+    average = variance[LOOKBACK - 1 :] + weighted_offset(variance, _VOLATILITY_WEIGHTS)
+    return np.sqrt(np.maximum(average, 0.0))
 
 
 def _macd(close: Floats) -> Floats:

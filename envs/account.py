@@ -63,6 +63,8 @@ class StepOutcome(NamedTuple):
     """bool: the account was HALTED or the kill switch latched at this bar's close."""
     drawdown: Any
     """Running drawdown at the close, before a release starts a new peak."""
+    target: Any
+    """Position after the trade at the open, multiples of equity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,7 @@ def account_step(
         breached=((ladder.trading_state >= TradingState.HALTED.value) & ~halted)
         | ((ladder.killed > 0) & ~(account.killed > 0)),
         drawdown=drawdown,
+        target=target,
     )
     return after, outcome
 

@@ -68,6 +68,11 @@ class BatchVecEnv(VecEnv):
         self._reset_rows(np.arange(self.num_envs))
         return self._observe()
 
+    def restart(self, rows: np.ndarray) -> Observation:
+        """Restart the given rows in the middle of their episodes and return their observations."""
+        self._reset_rows(rows)
+        return self._observe(rows)
+
     def step_async(self, actions: np.ndarray) -> None:
         """Remember the actions for `step_wait`."""
         self._actions = np.asarray(actions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,8 @@ class HistoryBatch:
         self.time = np.zeros(batch, dtype=np.int64)
         self.age = np.zeros(batch, dtype=np.int64)
         self.account = initial_account(batch, np, dtype=np.float64)
+        self.state: np.ndarray
+        self.action_masks: np.ndarray
         self._refresh()
 
     @property
@@ -87,7 +89,9 @@ class HistoryBatch:
         self.time, self.age = self.time.copy(), self.age.copy()
         self.time[rows] = time
         self.age[rows] = 0
-        self._refresh()
+        # Few of many walks end at a time; copies, because a caller may have kept what it was shown.
+        self.state, self.action_masks = self.state.copy(), self.action_masks.copy()
+        self.state[rows], self.action_masks[rows] = self._shown(rows)
 
     def step(self, actions: np.ndarray) -> Step:
         """Execute one action per walk.
@@ -110,8 +114,20 @@ class HistoryBatch:
         self._refresh()
         return Step(reward, terminated, truncated & ~terminated, outcome)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where every walk stands."""
+        return {"time": self.time, "age": self.age, "account": self.account._asdict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, in a batch of the same size over the same rows."""
+        self.time, self.age, self.account = state["time"], state["age"], Account(**state["account"])
+        self._refresh()
+
     def _refresh(self) -> None:
-        self.state: np.ndarray = self.dynamics.state_row(
-            self.features[self.market, self.time], self.account, self.uncertainty[self.market, self.time]
-        )
-        self.action_masks: np.ndarray = self.dynamics.action_masks(self.state)
+        self.state, self.action_masks = self._shown(slice(None))
+
+    def _shown(self, rows: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        place = self.market[rows], self.time[rows]
+        account = Account(*(column[rows] for column in self.account))
+        state = self.dynamics.state_row(self.features[place], account, self.uncertainty[place])
+        return state, self.dynamics.action_masks(state)

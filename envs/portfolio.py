@@ -101,7 +101,7 @@ class PortfolioBatch:
     @property
     def value(self) -> np.ndarray:
         """Value of the portfolios at the current prices, dollars [B]."""
-        return _value(self.state)
+        return portfolio_value(self.state)
 
     def restart(self, rows: np.ndarray, rng: np.random.Generator) -> None:
         """Begin new episodes in the given rows: all cash, first prices drawn."""
@@ -132,7 +132,7 @@ class PortfolioBatch:
                 raise InvalidActionError(f"actions: row {row} chose {actions[row].tolist()}: {reasons}")
             trade = _trade(self.state, actions)
         else:
-            trade = _trade_as_published(self.state, actions)
+            trade = trade_as_published(self.state, actions)
             self.overridden += int(trade.overridden.sum())
         self._audit_limits(trade)
         self.time += 1
@@ -269,7 +269,8 @@ def _draw(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.maximum(rng.normal(mean, PRICE_STD), SMALLEST_PRICE).astype(np.float32)
 
 
-def _value(state: np.ndarray) -> np.ndarray:
+def portfolio_value(state: np.ndarray) -> np.ndarray:
+    """Dollars [B] of states [B, 7]."""
     wide = state.astype(np.float64)
     return np.asarray(wide[:, 0] + (wide[:, 1:4] * wide[:, 4:]).sum(axis=1))
 
@@ -282,7 +283,8 @@ def _trade(state: np.ndarray, actions: np.ndarray) -> Trade:
     return Trade(cash, wide[:, 1:4] + lots, np.zeros(len(state), dtype=bool))
 
 
-def _trade_as_published(state: np.ndarray, actions: np.ndarray) -> Trade:
+def trade_as_published(state: np.ndarray, actions: np.ndarray) -> Trade:
+    """Trades of the `published` variant at the current prices: state [B, 7], actions [B, 3]."""
     wide = state.astype(np.float64)
     cash, units, prices = wide[:, 0].copy(), wide[:, 1:4].copy(), wide[:, 4:]
     overridden = np.zeros(len(state), dtype=bool)
@@ -302,7 +304,7 @@ def _trade_as_published(state: np.ndarray, actions: np.ndarray) -> Trade:
 def published_masks(state: np.ndarray) -> np.ndarray:
     """Masks of the `published` variant, judged before the trade and asset by asset: state [B, 7] to bool [B, 33]."""
     wide = state.astype(np.float64)
-    share = wide[:, 1:4] * wide[:, 4:] / _value(state)[:, None]
+    share = wide[:, 1:4] * wide[:, 4:] / portfolio_value(state)[:, None]
     may_buy = np.stack((wide[:, 0] >= 1, share[:, 1] <= 2 / 3, share[:, 2] <= 1 / 3), axis=1)
     lots = np.array(TABLE.lots)
     masks = np.where(lots > 0, may_buy[:, :, None], wide[:, 1:4, None] + lots >= 0)

@@ -36,14 +36,18 @@ def reward_function(name: str) -> RewardFunction:
 
 @register_reward("n1")
 def reward_n1(outcome: StepOutcome, config: RewardConfig) -> Any:
-    """`w_p * log_return / profit_scale - w_d * drawdown / drawdown_scale - w_c * 1[limit breached]`.
+    """`w_p * (r - risk_aversion / 2 * r^2) / profit_scale - w_d * drawdown / drawdown_scale - w_c * 1[limit breached]`.
+
+    With `r` the log growth of equity: mean-variance utility per bar (Markowitz 1952, doi:10.2307/2975974), which a
+    growth-optimal account exceeds in risk for no better Sharpe ratio.
 
     Args: outcome with arrays [B]. Returns: [B], dimensionless, about one unit per typical day.
     """
     xp = array_api_compat.array_namespace(outcome.log_return)
     breached = xp.astype(outcome.breached, outcome.log_return.dtype)
+    utility = outcome.log_return * (1 - 0.5 * config.risk_aversion * outcome.log_return)
     return (
-        config.profit_weight / config.profit_scale * outcome.log_return
+        config.profit_weight / config.profit_scale * utility
         - config.drawdown_weight / config.drawdown_scale * outcome.drawdown
         - config.breach_weight * breached
     )

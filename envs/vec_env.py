@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -11,12 +12,14 @@ from data import Scaler
 from envs.batch import BatchStep, BatchVecEnv
 from envs.dynamics import TradingDynamics
 from envs.history import HistoryBatch
+from masking import ActionAudit
 
 
 class TradingVecEnv(BatchVecEnv):
     """Base of batched trading environments: observations are scaled state rows.
 
-    A subclass owns the rows and implements `_state`, `_masks`, `_reset_rows` and `_advance`.
+    A subclass owns the rows and implements `_state`, `_masks`, `_reset_rows` and `_advance`, and `state_dict` and
+    `load_state_dict`, with which a training that was interrupted goes on.
     """
 
     def __init__(self, dynamics: TradingDynamics, scaler: Scaler, num_envs: int) -> None:
@@ -29,6 +32,14 @@ class TradingVecEnv(BatchVecEnv):
     @abstractmethod
     def _state(self) -> np.ndarray:
         """[B, S] current state rows."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Rows, counters and generators, between two rollouts: a tree of arrays and JSON values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, in an environment that was built the same."""
 
     @property
     def state(self) -> np.ndarray:
@@ -68,6 +79,20 @@ class HistoryVecEnv(TradingVecEnv):
     @property
     def _masks(self) -> np.ndarray:
         return self.walks.action_masks
+
+    def state_dict(self) -> dict[str, Any]:
+        """Walks, audit and generator."""
+        return {
+            "audit": vars(self.audit).copy(),
+            "rng": self._rng.bit_generator.state,
+            "walks": self.walks.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.audit = ActionAudit(**state["audit"])
+        self._rng.bit_generator.state = state["rng"]
+        self.walks.load_state_dict(state["walks"])
 
     def _reset_rows(self, rows: np.ndarray) -> None:
         self.walks.restart(rows, self._rng.integers(0, self.walks.last_row, len(rows)))

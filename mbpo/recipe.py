@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from configs.schema import DetentConfig
 from data import Scaler, Transitions
 from envs import TradingDynamics
 from mbpo.collect import market_rows
-from mbpo.imagination import MarketBranches, imagine_market
+from mbpo.imagination import Forecast, MarketBranches, imagine_market
+from mbpo.penalty import penalty_schedule
+from mbpo.rollout_length import RolloutLength
 from mbpo.starts import StartBuffer
 from mbpo.vec_env import MixedVecEnv
 from world_model import MarketModel
@@ -56,22 +58,36 @@ def mixed_env(
     scaler: Scaler,
     visited: Visited,
     uncertainty: np.ndarray,
+    forecast: Forecast,
     branches: MarketBranches,
+    model_error: np.ndarray | None = None,
 ) -> MixedVecEnv:
     """The environment MBPO learns in, under the settings of `config.mbpo`.
 
-    Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows.
+    Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows; model_error [T-1]
+        there, to be reported.
     """
+    ramp = config.mbpo.rollout_schedule
+    if config.mbpo.risk_aversion is not None:
+        reward = dynamics.reward.model_copy(update={"risk_aversion": config.mbpo.risk_aversion})
+        dynamics = replace(dynamics, reward=reward)
     return MixedVecEnv(
         dynamics,
         scaler,
         visited.features,
         uncertainty,
+        forecast,
         branches,
         StartBuffer(visited.rows, visited.states, capacity=len(visited.rows)),
         num_envs=config.mbpo.ppo.num_envs,
         real_ratio=config.mbpo.real_ratio,
         penalty_coef=config.mbpo.penalty_coef,
+        control_variate=config.mbpo.control_variate,
         episode_bars=config.env.episode_bars,
         seed=config.seed,
+        penalty=penalty_schedule(config.mbpo.penalty_schedule, config.mbpo.penalty_coef),
+        lengths=RolloutLength(
+            ramp.initial or config.mbpo.rollout_length, config.mbpo.rollout_length, ramp.begin, ramp.end
+        ),
+        model_error=model_error,
     )

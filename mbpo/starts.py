@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -40,3 +42,14 @@ class StartBuffer:
         """Draw rows [count] and states [count, S] uniformly with replacement."""
         index = rng.integers(0, len(self), count)
         return self.rows[index], self.states[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ring; what was replayed belongs to whoever builds the buffer."""
+        ring = slice(self._replayed, len(self))
+        return {"next": self._next, "rows": self.rows[ring].copy(), "states": self.states[ring].copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, in a buffer built from the same replayed states."""
+        self._next, self._recent = state["next"], len(state["rows"])
+        self.rows[self._replayed : len(self)] = state["rows"]
+        self.states[self._replayed : len(self)] = state["states"]

@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from data import Scaler
-from envs import Account, HistoryBatch, TradingDynamics
+from envs import Account, HistoryBatch, StepOutcome, TradingDynamics
 from envs.batch import BatchStep
 from envs.vec_env import TradingVecEnv
-from masking import check_actions
-from mbpo.imagination import MarketBranches
+from masking import ActionAudit, check_actions
+from mbpo.control_variate import unforeseen_reward
+from mbpo.imagination import MOVES, Forecast, MarketBranches
+from mbpo.penalty import FixedPenalty, PenaltySchedule
+from mbpo.rollout_length import RolloutLength
+from mbpo.rollout_statistics import RolloutStatistics
 from mbpo.starts import StartBuffer
-
-
-@dataclass
-class RolloutStatistics:
-    """Sums since the last `take`; rewards are per step."""
-
-    real_steps: int = 0
-    real_reward: float = 0.0
-    imagined_steps: int = 0
-    raw_reward: float = 0.0
-    penalised_reward: float = 0.0
-    uncertainty: float = 0.0
-    imagined_terminations: int = 0
-
-    def means(self) -> dict[str, float]:
-        """Per-step means, for logging."""
-        real, imagined = max(self.real_steps, 1), max(self.imagined_steps, 1)
-        return {
-            "real_reward": self.real_reward / real,
-            "imagined_raw_reward": self.raw_reward / imagined,
-            "imagined_penalised_reward": self.penalised_reward / imagined,
-            "imagined_uncertainty": self.uncertainty / imagined,
-            "imagined_termination_rate": self.imagined_terminations / imagined,
-        }
 
 
 @dataclass
@@ -46,27 +27,38 @@ class _Branches:
     branch: np.ndarray
     depth: np.ndarray
     account: Account
+    uncertainty: np.ndarray = field(default_factory=lambda: np.empty(0))
     state: np.ndarray = field(default_factory=lambda: np.empty(0))
     action_masks: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 class MixedVecEnv(TradingVecEnv):
-    """Rows [0, R) walk through history; rows [R, n) follow imagined branches of H bars.
+    """Rows [0, R) walk through history; rows [R, n) follow imagined branches of at most H bars.
 
     Masks hold at every real and imagined step, from the same rule set; a forbidden action raises. The reward of an
     imagined step is `reward - penalty_coef * |position after it| * disagreement` at the state the action was taken in:
-    MOPO (arXiv:2005.13239) with ensemble disagreement for the max norm, weighted by what is exposed to it. An imagined
-    branch never signals truncation: collect with `n_steps = H` and call `rebranch` before each rollout, so that the
-    learner's last-value bootstrap cuts it. A branch that terminates early is followed by a fresh one.
+    MOPO (arXiv:2005.13239) with ensemble disagreement for the max norm, weighted by what is exposed to it. From real
+    and imagined rewards alike, what the world model could not foresee is taken out (`mbpo.control_variate`).
+
+    An imagined branch is truncated, never terminated, where it reaches its length or where its next bar was drawn
+    outside the support of the data and moved to its edge; the reward of that bar counts, the value of the state there
+    has to be bootstrapped. Before each rollout `start_rollout` puts every imagined row on a fresh branch. It also says
+    how many steps the rollout has: at the last of them a branch of full length is left to the learner's own last-value
+    bootstrap, which spares signalling thousands of truncations. A branch that ends earlier is followed by a fresh one.
 
     Args:
         dynamics, scaler: as in `TradingVecEnv`.
-        features: [T, M] historical rows; uncertainty: [T].
+        features: [T, M] historical rows; uncertainty: [T]; forecast: [T, 2] of the bar after each row.
         branches: market continuations of those rows.
         starts: visited states; real rows keep adding to it.
         real_ratio: share of real rows, rounded to whole rows.
-        penalty_coef: lambda_u, reward units per unit of position and disagreement.
+        penalty_coef: lambda_u at the start, reward units per unit of position and disagreement.
+        control_variate: share of the unforeseen reward that is taken out; 0 leaves rewards as they are.
         seed: of starting bars, start states and branch choice.
+        penalty: how lambda_u goes on from there; None keeps it.
+        lengths: H by share of training done; None takes whole branches.
+        model_error: [T-1] of the world model at each historical row, to report it where the policy goes; None where it
+            is not of interest.
     """
 
     def __init__(
@@ -75,23 +67,39 @@ class MixedVecEnv(TradingVecEnv):
         scaler: Scaler,
         features: np.ndarray,
         uncertainty: np.ndarray,
+        forecast: Forecast,
         branches: MarketBranches,
         starts: StartBuffer,
         *,
         num_envs: int,
         real_ratio: float,
         penalty_coef: float,
+        control_variate: float,
         episode_bars: int,
         seed: int,
+        penalty: PenaltySchedule | None = None,
+        lengths: RolloutLength | None = None,
+        model_error: np.ndarray | None = None,
     ) -> None:
         if branches.features.shape[0] != len(features):
             raise ValueError(f"branches: expected T={len(features)}, was {branches.features.shape[0]}")
+        if model_error is not None and model_error.shape != (len(features) - 1,):
+            raise ValueError(f"model_error: expected [{len(features) - 1}], was {list(model_error.shape)}")
+        lengths = lengths or RolloutLength(branches.horizon, branches.horizon)
+        if lengths.final > branches.horizon:
+            raise ValueError(f"lengths: expected at most the horizon {branches.horizon}, was {lengths.final}")
         super().__init__(dynamics, scaler, num_envs)
         self.num_real = round(num_envs * real_ratio)
         self.num_imagined = num_envs - self.num_real
         self.branches, self.starts, self.penalty_coef = branches, starts, penalty_coef
-        self.statistics = RolloutStatistics()
+        self.rollout_length = lengths(0.0)
+        self._penalty, self._lengths, self._model_error = penalty or FixedPenalty(), lengths, model_error
+        self._closed, self._rollout = RolloutStatistics(), RolloutStatistics()
+        self._steps_left: float = np.inf
         self._uncertainty = uncertainty
+        self._forecast = forecast
+        self._control_variate = control_variate
+        self._moves = [dynamics.feature_names.index(name) for name in MOVES]
         self._features = features
         self._rng = np.random.default_rng(seed)
         self.walks = (
@@ -101,6 +109,20 @@ class MixedVecEnv(TradingVecEnv):
         )
         self._imagined: _Branches | None = None
 
+    def start_rollout(self, done: float, steps: int) -> np.ndarray:
+        """Put every imagined row on a fresh branch for a rollout of `steps`, when a share `done` of training is over.
+
+        Returns: observations [B, D] of all rows.
+        """
+        self.rollout_length = self._lengths(done)
+        self._steps_left = steps
+        return self.rebranch()
+
+    def end_rollout(self, done: float) -> None:
+        """Let the penalty follow the rollout that is complete."""
+        self.penalty_coef = self._penalty(self.penalty_coef, done, self._rollout)
+        self._closed, self._rollout = self._closed + self._rollout, RolloutStatistics()
+
     def rebranch(self) -> np.ndarray:
         """Start every imagined row on a fresh branch and return the observations [B, D] of all rows."""
         if self.num_imagined:
@@ -108,9 +130,36 @@ class MixedVecEnv(TradingVecEnv):
         return self._observe()
 
     def take_statistics(self) -> dict[str, float]:
-        """Means since the last call; starts new sums."""
-        means, self.statistics = self.statistics.means(), RolloutStatistics()
-        return means
+        """Means since the last call, lambda_u and H in force; starts new sums."""
+        totals, self._closed, self._rollout = self._closed + self._rollout, RolloutStatistics(), RolloutStatistics()
+        figures = totals.means() | {"penalty_coef": self.penalty_coef, "rollout_length": float(self.rollout_length)}
+        if self._model_error is not None and self.num_real:
+            figures["model_error_visited"] = totals.model_error / max(totals.real_steps, 1)
+            figures["model_error_history"] = float(self._model_error.mean())
+        return figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued training needs of this environment, between two rollouts.
+
+        Imagined rows are not part of it, nor are sums: the next rollout starts on fresh branches and, as snapshots are
+        saved when their figures have been taken, on empty sums.
+        """
+        state: dict[str, Any] = {
+            "audit": vars(self.audit).copy(),
+            "penalty_coef": self.penalty_coef,
+            "rng": self._rng.bit_generator.state,
+            "starts": self.starts.state_dict(),
+        }
+        return state if self.walks is None else state | {"walks": self.walks.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave, in an environment that was built the same."""
+        self.audit = ActionAudit(**state["audit"])
+        self.penalty_coef = state["penalty_coef"]
+        self._rng.bit_generator.state = state["rng"]
+        self.starts.load_state_dict(state["starts"])
+        if self.walks is not None:
+            self.walks.load_state_dict(state["walks"])
 
     @property
     def _state(self) -> np.ndarray:
@@ -142,59 +191,74 @@ class MixedVecEnv(TradingVecEnv):
 
     def _advance_real(self, walks: HistoryBatch, actions: np.ndarray) -> BatchStep:
         self.starts.add(walks.time, walks.state)
+        held, time = walks.account.position, walks.time
         step = walks.step(actions)
-        self.statistics.real_steps += len(actions)
-        self.statistics.real_reward += float(step.reward.sum())
-        return BatchStep(step.reward, step.terminated, step.truncated)
+        totals = self._rollout
+        totals.real_steps += len(actions)
+        totals.real_reward += float(step.reward.sum())
+        totals.real_terminations += int(step.terminated.sum())
+        if self._model_error is not None:
+            totals.model_error += float(self._model_error[time].sum())
+        forecast = Forecast(*(part[time] for part in self._forecast))
+        luck = self._luck(held, step.outcome, self._features[time + 1], forecast)
+        return BatchStep(step.reward - luck, step.terminated, step.truncated)
+
+    # What luck added to the reward; held is the position before the bar, the features are those after it.
+    def _luck(self, held: np.ndarray, outcome: StepOutcome, features: np.ndarray, forecast: Forecast) -> np.ndarray:
+        if not self._control_variate:
+            return np.zeros(len(held))
+        positions = np.stack((held, outcome.target), axis=1)
+        luck = unforeseen_reward(self.dynamics.reward, positions, features[:, self._moves], forecast)
+        return self._control_variate * luck
 
     def _advance_imagined(self, now: _Branches, actions: np.ndarray) -> BatchStep:
+        if self._steps_left <= 0:
+            raise RuntimeError("imagined rows: expected start_rollout() after the last step of a rollout, was a step")
         check_actions(actions, now.action_masks)
-        if int(now.depth.max()) >= self.branches.horizon:
-            raise RuntimeError(
-                f"imagined rows: expected at most {self.branches.horizon} steps between rebranch() calls; "
-                f"set n_steps={self.branches.horizon}"
-            )
-        disagreement = self._uncertainty_at(now)
-        next_features = self.branches.features[now.row, now.branch, now.depth]
-        now.account, _, reward = self.dynamics.step(now.account, actions, next_features.astype(np.float64))
+        disagreement = now.uncertainty
+        place = (now.row, now.branch, now.depth)
+        next_features = self.branches.features[place]
+        held = now.account.position
+        now.account, outcome, reward = self.dynamics.step(now.account, actions, next_features.astype(np.float64))
+        luck = self._luck(held, outcome, next_features, Forecast(*(part[place] for part in self.branches.forecast)))
         now.depth = now.depth + 1
+        self._steps_left -= 1
         terminated = now.account.killed > 0
+        outside = ~(self.branches.supported[place] | terminated)
+        full = (now.depth >= self.rollout_length) & (self._steps_left > 0)
         # The market does not react, so disagreement alone would be the same for every action and teach nothing.
         penalised = reward - self.penalty_coef * np.abs(now.account.position) * disagreement
-        self._refresh(now)
+        self._show(now, next_features, self.branches.uncertainty[place])
 
-        totals = self.statistics
+        totals = self._rollout
         totals.imagined_steps += len(actions)
         totals.raw_reward += float(reward.sum())
+        totals.absolute_reward += float(np.abs(reward).sum())
         totals.penalised_reward += float(penalised.sum())
         totals.uncertainty += float(disagreement.sum())
         totals.imagined_terminations += int(terminated.sum())
-        return BatchStep(penalised, terminated, np.zeros_like(terminated))
+        totals.out_of_range += int(outside.sum())
+        return BatchStep(penalised - luck, terminated, (outside | full) & ~terminated)
 
     def _start_branches(self, rows: np.ndarray) -> None:
         time, states = self.starts.sample(len(rows), self._rng)
         account = self.dynamics.account_from_state(states, np.float64)
         branch = self._rng.integers(0, self.branches.branches_per_row, len(rows))
-        if self._imagined is None or len(rows) == self.num_imagined:
-            self._imagined = _Branches(time, branch, np.zeros(len(rows), np.int64), account)
-        else:
-            now = self._imagined
-            for column, fresh in zip(
-                (now.row, now.branch, now.depth, *now.account),
-                (time, branch, np.zeros(len(rows), np.int64), *account),
-                strict=True,
-            ):
-                column[rows] = fresh
-        self._refresh(self._imagined)
+        fresh = _Branches(time, branch, np.zeros(len(rows), np.int64), account)
+        self._show(fresh, self._features[time], self._uncertainty[time])
+        now = self._imagined
+        if now is None or len(rows) == self.num_imagined:
+            self._imagined = fresh
+            return
+        # Copies: columns may share memory with each other or with what a caller kept.
+        now.account = Account(*map(np.array, now.account))
+        for name in ("row", "branch", "depth", "uncertainty", "state", "action_masks"):
+            getattr(now, name)[rows] = getattr(fresh, name)
+        for column, start in zip(now.account, fresh.account, strict=True):
+            column[rows] = start
 
-    def _uncertainty_at(self, now: _Branches) -> np.ndarray:
-        depth = np.maximum(now.depth - 1, 0)
-        imagined = self.branches.uncertainty[now.row, now.branch, depth].astype(np.float64)
-        return np.asarray(np.where(now.depth == 0, self._uncertainty[now.row], imagined))
-
-    def _refresh(self, now: _Branches) -> None:
-        depth = np.maximum(now.depth - 1, 0)
-        imagined = self.branches.features[now.row, now.branch, depth]
-        features = np.where((now.depth == 0)[:, None], self._features[now.row].astype(np.float32), imagined)
-        now.state = self.dynamics.state_row(features, now.account, self._uncertainty_at(now))
+    def _show(self, now: _Branches, features: np.ndarray, uncertainty: np.ndarray) -> None:
+        # Every row stands on these features now: state and masks follow from them and the account.
+        now.uncertainty = uncertainty.astype(np.float64)
+        now.state = self.dynamics.state_row(features, now.account, now.uncertainty)
         now.action_masks = self.dynamics.action_masks(now.state)

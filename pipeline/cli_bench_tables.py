@@ -16,24 +16,13 @@ TITLES = {
 }
 
 
-def world_model_tables(
-    speed: Mapping[str, Any], loop: Mapping[str, Any], year: Mapping[str, Any] | None
-) -> list[WorkTable]:
-    """Tables of the reports' dictionaries; `year` None leaves the fit of a year out."""
+def world_model_tables(speed: Mapping[str, Any], reuse: float, year: Mapping[str, Any] | None) -> list[WorkTable]:
+    """Tables of the reports' dictionaries.
+
+    Args: reuse: how often training uses an imagined bar; year None leaves the fit of a year out.
+    """
     tables = [_contenders(task, speed) for task in TITLES]
-    tables.append(_branches(speed, loop))
-    tables.append(
-        (
-            f"MBPO, {loop['envs']:,} imagined rows x {loop['horizon']} bars, {loop['steps']:,} steps",
-            ("", "found", "goal"),
-            [
-                ("steps collected per second", f"{loop['collect_rate']:,.0f}", "100,000"),
-                ("of it stepping the rows alone", f"{loop['env_rate']:,.0f}", "-"),
-                ("steps learned from per second", f"{loop['train_rate']:,.0f}", "15,000"),
-                ("what the loop adds to PPO", f"{loop['overhead']:.1%}", "10%"),
-            ],
-        )
-    )
+    tables.append(_branches(speed, reuse))
     if year is not None:
         tables.append(
             (
@@ -70,8 +59,8 @@ def _contenders(task: str, speed: Mapping[str, Any]) -> WorkTable:
 
 
 # A step used in training: peers imagine it anew for every update, Detent takes it from its pool.
-def _branches(speed: Mapping[str, Any], loop: Mapping[str, Any]) -> WorkTable:
-    steps, reuse = speed["shapes"]["rows"] * speed["shapes"]["horizon"], loop["reuse"]
+def _branches(speed: Mapping[str, Any], reuse: float) -> WorkTable:
+    steps = speed["shapes"]["rows"] * speed["shapes"]["horizon"]
     rows: Rows = []
     for timing in speed["timings"]:
         cost = timing["median"] / steps * 1e6

@@ -1,7 +1,8 @@
 """The learning stages of a run: replay, world model, imagination, model-free baseline, MBPO.
 
-A stage that finished before a crash is read back from the run directory instead of being computed again; every stage
-seeds its own generators, so a resumed run ends in the same bundle as an undisturbed one.
+A stage that finished before a crash is read back from the run directory instead of being computed again, and a policy
+in training goes on from its last validation; every stage seeds its own generators, so a resumed run ends in the same
+bundle as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from envs import observation_scaler
 from envs.vec_env import HistoryVecEnv, TradingVecEnv
 from evaluation import PolicyMetrics, backtest, evaluate
 from mbpo import (
+    Checkpoint,
+    CheckpointError,
     MarketBranches,
     TorchPolicy,
     Visited,
     collect_transitions,
+    historical_forecast,
     historical_uncertainty,
     imagine_branches,
     mixed_env,
+    model_error,
     train_policy,
 )
 from pipeline.inputs import RunInputs
@@ -148,9 +153,19 @@ def mbpo_stage(
     """Train masked PPO on real and imagined rows."""
     config = inputs.config
     uncertainty = historical_uncertainty(market.model, visited.features)
+    errors = model_error(market.model, visited.features)
 
     def build() -> TradingVecEnv:
-        return mixed_env(config, inputs.dynamics, market.scaler, visited, uncertainty, branches)
+        return mixed_env(
+            config,
+            inputs.dynamics,
+            market.scaler,
+            visited,
+            uncertainty,
+            historical_forecast(market.model, visited.features),
+            branches,
+            errors,
+        )
 
     return _policy_stage(
         MBPO_NAME, config.mbpo.ppo, market.uncertainty, market.scaler, build, inputs, run_dir, tracker, progress
@@ -169,8 +184,12 @@ def _policy_stage(
     progress: Advance,
 ) -> TorchPolicy:
     weights, summary = run_dir / f"{name}.safetensors", run_dir / f"{name}.json"
+    training = Checkpoint(run_dir / f"{name}_training.safetensors", inputs.run_key)
+    best = float("-inf")
 
     def log(metrics: Mapping[str, float], step: int) -> None:
+        nonlocal best
+        best = max(best, metrics["score"])
         if tracker is not None:
             tracker.log_metrics({f"{name}/{key}": value for key, value in metrics.items()}, step)
 
@@ -180,13 +199,11 @@ def _policy_stage(
             history = json.loads(summary.read_text())["history"]
         for entry in history:
             log({key: value for key, value in entry.items() if key != "step"}, int(entry["step"]))
+        training.remove()
         return policy
-    best = float("-inf")
 
     def validate(policy: TorchPolicy) -> Mapping[str, float]:
-        nonlocal best
         metrics = window_metrics(inputs, policy, inputs.split.validation, uncertainty)
-        best = max(best, metrics.reward_per_bar)
         return {
             "score": metrics.reward_per_bar,
             "validation_sharpe": metrics.sharpe,
@@ -201,8 +218,18 @@ def _policy_stage(
     seed = inputs.config.seed
     try:
         trained = train_policy(
-            build(), ppo, n_steps=horizon, seed=seed, name=name, validate=validate, log=log, progress=on_step
+            build(),
+            ppo,
+            n_steps=horizon,
+            seed=seed,
+            name=name,
+            validate=validate,
+            log=log,
+            progress=on_step,
+            checkpoint=training,
         )
+    except CheckpointError as error:
+        raise DataError(f"{error}; --force computes the run again") from error
     except FloatingPointError as error:
         raise ConfigError(f"{error}; a smaller learning_rate may help") from error
     atomic_write_json(
@@ -215,6 +242,7 @@ def _policy_stage(
         },
     )
     trained.policy.save(weights)
+    training.remove()
     return trained.policy
 
 

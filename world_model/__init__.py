@@ -4,10 +4,13 @@ no action enters; imagined branches can be generated once and reused by every po
 only tell their masks at real states, `learn_masks` learns the mask as well, with a bound on its false-valid rate.
 """
 
-from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
+from world_model.bar_return import return_log_density
+from world_model.calibration import shrinkage_factor, variance_multiplier
 from world_model.errors import ModelFileError, TrainingError, WorldModelError
+from world_model.horizons import StepMetrics, evaluate_horizons
 from world_model.learned_masks import LearnedMaskConfig, LearnedMaskReport, LearnedMasks, MaskVerdict, learn_masks
 from world_model.losses import gaussian_nll, member_nll
+from world_model.marginals import central_coverage
 from world_model.mask_bound import MaskBound, MaskBoundError, MaskErrors, mask_errors
 from world_model.mask_head import MaskHead, MaskHeadConfig
 from world_model.metrics import ModelMetrics, evaluate_market_model, fan_chart
@@ -32,9 +35,11 @@ __all__ = [
     "ModelFileError",
     "ModelMetrics",
     "Normaliser",
+    "StepMetrics",
     "TrainingError",
     "WorldModelError",
     "central_coverage",
+    "evaluate_horizons",
     "evaluate_market_model",
     "fan_chart",
     "fit_market_model",
@@ -42,6 +47,7 @@ __all__ = [
     "learn_masks",
     "mask_errors",
     "member_nll",
+    "return_log_density",
     "shrinkage_factor",
     "variance_multiplier",
 ]

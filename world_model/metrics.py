@@ -18,8 +18,9 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.fields import Field
-from world_model.calibration import central_coverage
+from world_model.density import density_nll
 from world_model.losses import gaussian_nll
+from world_model.marginals import central_coverage, constant_nll, mixture_pit
 from world_model.model import MarketModel, refuse_other_fields
 
 PIT_BINS = 20
@@ -45,12 +46,18 @@ class ModelMetrics:
     """
     nll_by_field: dict[str, float]
     """The mixture feature by feature; their mean differs from `nll`, which mixes whole rows."""
+    nll_tightest_by_field: dict[str, float]
+    """`nll_tightest` feature by feature."""
+    follows_baseline: tuple[str, ...]
+    """Features on which the model was no better than that on its holdout: they are drawn from the baseline."""
     r2_by_field: dict[str, float]
     """Share of the delta's squared deviation from the mean training delta that the mixture mean explains."""
     r2_by_group: dict[str, float]
     """Mean of `r2_by_field` over the fields of a group."""
     coverage: dict[str, float]
-    """Share inside the central 50/80/95 % intervals of the moment-matched mixture."""
+    """Share inside the central 50/80/95 % intervals of the mixture."""
+    coverage_by_group: dict[str, dict[str, float]]
+    """The same, field group by field group."""
     pit: NDArray[np.float64]
     """[N, M'] mixture distribution function at what happened; uniform on [0, 1] if calibrated."""
     groups: tuple[str, ...]
@@ -60,6 +67,11 @@ class ModelMetrics:
     def nll_gain(self) -> float:
         """Nats per feature won over the constant Gaussian; higher is better."""
         return self.nll_constant - self.nll
+
+    @property
+    def no_better(self) -> tuple[str, ...]:
+        """Features on which the constant baseline is at least as good on these rows."""
+        return tuple(name for name, nll in self.nll_by_field.items() if nll >= self.nll_tightest_by_field[name])
 
     @property
     def nll_gain_tightest(self) -> float:
@@ -82,6 +94,8 @@ class ModelMetrics:
             **raw,
             "nll_gain": self.nll_gain,
             "nll_gain_tightest": self.nll_gain_tightest,
+            "follows_baseline": [*self.follows_baseline],
+            "no_better": [*self.no_better],
             "pit_histogram": self.pit_histogram(),
         }
 
@@ -112,10 +126,10 @@ def evaluate_market_model(model: MarketModel, features: NDArray[np.float64], fie
     unit = model.delta_normaliser.std.double()
     log_unit = torch.log(unit)
     mean, var = (part.double() for part in model.predict(current, model.elites))
-    by_element = (gaussian_nll(mean, torch.log(var), following) - log_unit)[..., varying]
-    centre, total = (part.double() for part in model.mixture(current))
-    residual = following - centre
+    by_element = (density_nll(mean, var, following, model.inverse_dof.double()) - log_unit)[..., varying]
+    residual = following - mean.mean(dim=0)
     baselines = _baselines(model, current, following)
+    by_field_baseline = (baselines["nll_tightest"] - log_unit)[:, varying].mean(dim=0)
 
     deviation = following - current - model.delta_normaliser.mean.double()
     r2_by_field = _r2(residual[:, varying], deviation[:, varying], kept)
@@ -123,17 +137,24 @@ def evaluate_market_model(model: MarketModel, features: NDArray[np.float64], fie
     for field in kept:
         if field.name in r2_by_field:
             by_group.setdefault(field.group, []).append(r2_by_field[field.name])
-    pit = torch.special.ndtr((following - mean) / torch.sqrt(var)).mean(dim=0)
+    pit = mixture_pit(model, current, following)[:, varying.numpy()]
+    groups = tuple(field.group for field in kept)
+    follows = model.follows_baseline.tolist()
     return ModelMetrics(
         rows=len(current),
         nll=float(_mixture_nll(by_element.sum(dim=2)).mean()) / len(kept),
         **{name: float((value - log_unit)[:, varying].mean()) for name, value in baselines.items()},
         nll_by_field=by_field(kept, _mixture_nll(by_element).mean(dim=0)),
+        nll_tightest_by_field=by_field(kept, by_field_baseline),
+        follows_baseline=tuple(field.name for field, follow in zip(fields, follows, strict=True) if follow),
         r2_by_field=r2_by_field,
         r2_by_group={group: sum(scores) / len(scores) for group, scores in by_group.items()},
-        coverage=central_coverage(residual, total, varying),
-        pit=pit[:, varying].numpy(),
-        groups=tuple(field.group for field in kept),
+        coverage=central_coverage(pit),
+        coverage_by_group={
+            group: central_coverage(pit[:, [own == group for own in groups]]) for group in sorted({*groups})
+        },
+        pit=pit,
+        groups=groups,
     )
 
 
@@ -165,14 +186,11 @@ def _mixture_nll(nll: Tensor) -> Tensor:
 
 def _baselines(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, Tensor]:
     delta_mean, delta_std = model.delta_normaliser.mean.double(), model.delta_normaliser.std.double()
-    level_mean, level_std = model.input_normaliser.mean.double(), model.input_normaliser.std.double()
     second_moment = delta_std * delta_std + delta_mean * delta_mean
-    constant = gaussian_nll(current + delta_mean, 2.0 * torch.log(delta_std), following)
-    level = gaussian_nll(level_mean, 2.0 * torch.log(level_std), following)
     return {
-        "nll_constant": constant,
+        "nll_constant": gaussian_nll(current + delta_mean, 2.0 * torch.log(delta_std), following),
         "nll_persistence": gaussian_nll(current, torch.log(second_moment), following),
-        "nll_tightest": torch.where(model.reverting, level, constant),
+        "nll_tightest": constant_nll(model, current, following),
     }
 
 

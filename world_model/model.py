@@ -8,33 +8,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from configs.schema import WorldModelConfig
 from data.fields import Field
+from world_model.density import student_quantiles, transform
 from world_model.errors import ModelFileError
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.storage import read_model, write_model
+from world_model.volatility import VolatilityLine
 
 # Rows run at once: beyond it what the members say of them no longer stays in the cache until it is summed up.
 CHUNK_ROWS = 1024
 
 
+class Outlook(NamedTuple):
+    """The next feature row as the equal-weight mixture of elites sees it, raw units."""
+
+    mean: Tensor
+    """[B, M]."""
+    variance: Tensor
+    """[B, M], by the law of total variance: mean noise of the elites plus the spread of their means."""
+    disagreement: Tensor
+    """[B]: mean over features of the elites' population standard deviation, in units of the training deltas'."""
+
+
 class MarketModel(nn.Module):
     """Ensemble of Gaussians over the next feature row (PETS, arXiv:1805.12114), all inputs and outputs raw units.
 
-    `elites` are the members that predictions mix and that imagination samples from; they travel with the weights.
-    The network sees its inputs clamped to the training support, so it never extrapolates; `in_support` tells when that
-    happened. NaN in a feature row gives NaN out; it is never replaced.
+    `elites` are the members that predictions mix and that imagination samples from; they travel with the weights. The
+    mean is a straight line plus what the network makes of the rest. Both see their inputs clamped to the training
+    support, so they never extrapolate; `in_support` tells when that happened. NaN in a feature row gives NaN out; it is
+    never replaced.
     """
 
     elite_index: Tensor
+    line: Tensor
     mean_shrinkage: Tensor
     variance_scale: Tensor
+    logvar_shrinkage: Tensor
+    inverse_dof: Tensor
+    follows_baseline: Tensor
+    innovations: Tensor
     support_low: Tensor
     support_high: Tensor
 
@@ -48,6 +67,7 @@ class MarketModel(nn.Module):
         *,
         elites: Sequence[int],
         support: tuple[Tensor, Tensor],
+        line: Tensor | None = None,
         variance_scale: Tensor | None = None,
     ) -> None:
         """Put the parts together.
@@ -57,9 +77,10 @@ class MarketModel(nn.Module):
             config: what the ensemble was built from.
             input_normaliser: statistics of the feature rows.
             delta_normaliser: statistics of `next_features - features`.
-            network: maps normalised features to normalised delta.
+            network: maps normalised features to what `baseline` leaves of the next row, in delta standard deviations.
             elites: distinct member indices.
             support: lowest and highest value [M] of each feature, raw units.
+            line: coefficients [M, 1 + M] of `baseline`, intercept first; None is the training mean alone.
             variance_scale: [M], multiplies every variance; None is all ones.
 
         Raises: ValueError if sizes disagree.
@@ -83,8 +104,17 @@ class MarketModel(nn.Module):
                 f"network: expected {size} inputs and outputs, was {network.num_inputs} and {network.num_outputs}"
             )
         self.input_normaliser, self.delta_normaliser, self.network = input_normaliser, delta_normaliser, network
+        self.register_buffer("line", (self._constant_line() if line is None else line).to(torch.float32, copy=True))
+        if self.line.shape != (size, 1 + size):
+            raise ValueError(f"line: expected [{size}, {1 + size}], was {[*self.line.shape]}")
         self.register_buffer("mean_shrinkage", torch.ones(size))
         self.register_buffer("variance_scale", scale.to(torch.float32, copy=True))
+        self.register_buffer("logvar_shrinkage", torch.ones(size))
+        self.volatility = VolatilityLine(self.fields)
+        # Tails and draws: Gaussian until `calibrate_tails` or `follow_baselines` say otherwise.
+        self.register_buffer("inverse_dof", torch.zeros(size))
+        self.register_buffer("follows_baseline", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("innovations", student_quantiles(torch.zeros(size)).to(torch.float32))
         self.register_buffer("support_low", support[0].to(torch.float32, copy=True))
         self.register_buffer("support_high", support[1].to(torch.float32, copy=True))
         self.register_buffer("elite_index", torch.tensor([*elites], dtype=torch.int64))
@@ -115,12 +145,27 @@ class MarketModel(nn.Module):
         return self.input_normaliser.std < self.delta_normaliser.std
 
     def baseline(self, features: Tensor) -> Tensor:
-        """Mean of the next row without any skill: the training level for reverting columns, else a constant delta.
+        """Mean of the next row by the straight line alone: a level for reverting columns, else a delta.
 
         Args: features: [..., M]. Returns: [..., M].
         """
+        inputs = self.input_normaliser(self.clamp(features)).to(torch.float32)
+        forecast = self.delta_normaliser.std * (self.line[:, 0] + inputs @ self.line[:, 1:].T)
+        return torch.where(self.reverting, forecast, features + forecast)
+
+    def constant_forecast(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The best that needs no model: the training level for reverting columns, else a constant delta.
+
+        Args: features: [..., M]. Returns: mean [..., M] and variance [M] of the next row.
+        """
         drift = features + self.delta_normaliser.mean
-        return torch.where(self.reverting, self.input_normaliser.mean.expand_as(drift), drift)
+        mean = torch.where(self.reverting, self.input_normaliser.mean.expand_as(drift), drift)
+        return mean, self.constant_variance
+
+    @property
+    def constant_variance(self) -> Tensor:
+        """[M] variance of `constant_forecast`."""
+        return torch.where(self.reverting, self.input_normaliser.std, self.delta_normaliser.std).square()
 
     def predict(self, features: Tensor, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Distribution of the next feature row, member by member. Traceable by `torch.export`.
@@ -130,7 +175,7 @@ class MarketModel(nn.Module):
             members: which members, in this order; None is all E, elite or not.
 
         Returns: mean [K, B, M] and var [K, B, M] of the next features. The mean departs from `baseline` by
-            `mean_shrinkage` times what the network says.
+            `mean_shrinkage` times what the network says. Columns that follow the baseline have a constant variance.
         Raises: ValueError on an empty batch, a wrong shape or member.
         """
         features = self._checked(features, ranks=(2, 3))
@@ -139,13 +184,30 @@ class MarketModel(nn.Module):
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, M] and variance [B, M] of the equal-weight mixture of elites (law of total variance)."""
-        mean, var = self.predict(features, self.elites)
-        centre, between = _moments(mean)
-        return centre, var.mean(dim=0) + between
+        return self.outlook(features)[:2]
 
     def total_variance(self, features: Tensor) -> Tensor:
         """Variance [B, M] of the next features: mean noise of the elites plus their disagreement, raw units."""
         return self.mixture(features)[1]
+
+    def outlook(self, features: Tensor) -> Outlook:
+        """What the elites expect together, how sure they are, and how far they are apart, in one pass.
+
+        Args: features: [B, M].
+        """
+        features = self._checked(features, ranks=(2,))
+        # Batches of a trace are symbolic; comparing them would freeze the export to one side of the branch.
+        if not torch.compiler.is_exporting() and len(features) > CHUNK_ROWS:
+            parts = zip(*(self.outlook(part) for part in torch.split(features, CHUNK_ROWS)), strict=True)
+            return Outlook(*map(torch.cat, parts))
+        mean, logvar = self._run(features, self.elites)
+        centre, between = _moments(mean)
+        reach = self.mean_shrinkage * self.delta_normaliser.std
+        return Outlook(
+            mean=self.baseline(features) + reach * centre,
+            variance=self._variance(torch.exp(logvar).mean(dim=0)) + between * (reach * reach),
+            disagreement=torch.sqrt(between).mean(dim=-1),
+        )
 
     def disagreement(self, features: Tensor) -> Tensor:
         """How far the elites' means are apart: epistemic uncertainty.
@@ -159,6 +221,8 @@ class MarketModel(nn.Module):
         if not torch.compiler.is_exporting() and len(features) > CHUNK_ROWS:
             return torch.cat([self.disagreement(part) for part in torch.split(features, CHUNK_ROWS)])
         mean = self.network.mean(self.input_normaliser(self.clamp(features)), self.elites)
+        if self.volatility.active:
+            mean = mean * torch.exp(0.5 * self.volatility(features))
         return torch.sqrt(_moments(mean)[1]).mean(dim=-1)
 
     @torch.no_grad()
@@ -171,7 +235,8 @@ class MarketModel(nn.Module):
         Args:
             features: [B, M].
             member: [B] int64, each an elite.
-            noise: [B, M] standard normal; the only source of randomness.
+            noise: [B, M] standard normal; the only source of randomness. Where a column is not Gaussian, the number's
+                level picks the quantile of its Student-t, or of the baseline's residuals in training.
 
         Returns: [B, M].
         Raises: ValueError on an empty batch, a wrong shape, or a member that is no elite.
@@ -185,14 +250,26 @@ class MarketModel(nn.Module):
         if not torch.isin(member, self.elite_index).all():
             raise ValueError(f"member: expected elites {self.elites}, was {sorted({*member.tolist()})}")
         low, high = self.support_low, self.support_high
+        if self.inverse_dof.any() or self.follows_baseline.any():
+            noise = transform(noise, self.innovations)
         # In place where it can be: fresh memory costs more than the arithmetic.
         inputs = torch.clamp(features, low, high).sub_(self.input_normaliser.mean).div_(self.input_normaliser.std)
-        mean, var = self._raw_units(features, *self.network.rowwise(inputs, member))
+        found = self._in_deltas(features, *self.network.rowwise(inputs, member))
+        mean, var = self._raw_units(features, *found)
         return torch.addcmul(mean, var.sqrt_(), noise).clamp_(low, high)
 
     def clamp(self, features: Tensor) -> Tensor:
         """Move each feature to the nearest value inside the support; [..., M]. NaN stays NaN."""
         return torch.minimum(torch.maximum(features, self.support_low), self.support_high)
+
+    def at_edge(self, features: Tensor) -> Tensor:
+        """[B] bool: a varying feature lies on or beyond a bound of the support; NaN does not.
+
+        That is where `sample_next` leaves a draw that fell outside.
+        """
+        features = self._checked(features, ranks=(2,))
+        reached = (features <= self.support_low) | (features >= self.support_high)
+        return (reached & self.varying).any(dim=-1)
 
     def in_support(self, features: Tensor) -> Tensor:
         """[B] bool: every feature lies within the training range widened by a tenth on either side; NaN is outside."""
@@ -262,21 +339,37 @@ class MarketModel(nn.Module):
                 raise ModelFileError(f"{directory}: {name}: expected finite numbers, was NaN or infinite")
         return model
 
-    # Mean and variance of the next row from what the network says of it, all [..., M].
+    def _constant_line(self) -> Tensor:
+        line = torch.zeros(self.num_features, 1 + self.num_features)
+        level = torch.where(self.reverting, self.input_normaliser.mean, self.delta_normaliser.mean)
+        line[:, 0] = level / self.delta_normaliser.std
+        return line
+
+    # Mean and variance of the next row from what the network says in delta standard deviations, all [..., M].
     def _raw_units(self, features: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        reach = self.mean_shrinkage * self.delta_normaliser.std
+        return self.baseline(features) + reach * mean, self._variance(torch.exp(logvar))
+
+    def _variance(self, unit: Tensor) -> Tensor:
         spread = self.delta_normaliser.std
-        baseline = self.baseline(features)
-        departure = features + self.delta_normaliser.inverse(mean) - baseline
-        return (
-            baseline + self.mean_shrinkage * departure,
-            torch.exp(logvar) * (spread * spread * self.variance_scale),
+        return torch.where(
+            self.follows_baseline, self.constant_variance, unit * (spread * spread * self.variance_scale)
         )
 
-    # Only the network sees clamped inputs. Beyond the training range it would extrapolate without bound: a single
+    # Network and line see clamped inputs. Beyond the training range it would extrapolate without bound: a single
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
     def _run(self, features: Tensor, members: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.network(self.input_normaliser(self.clamp(features)), members)
-        return mean, logvar
+        found: tuple[Tensor, Tensor] = self.network(self.input_normaliser(self.clamp(features)), members)
+        return self._in_deltas(features, *found)
+
+    # The network thinks in units of the volatility line, which sees the row as it is: it may extrapolate.
+    def _in_deltas(self, features: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        # A constant share shrinks towards the training variance, which `variance_scale` settles.
+        logvar = self.logvar_shrinkage * logvar
+        if not self.volatility.active:
+            return mean, logvar
+        size = self.volatility(features)
+        return mean * torch.exp(0.5 * size), logvar + size
 
     def _checked(self, features: Tensor, ranks: tuple[int, ...]) -> Tensor:
         wanted = " or ".join("[B, M]" if rank == 2 else "[K, B, M]" for rank in ranks)

@@ -60,17 +60,25 @@ class EnsembleMLP(nn.Module):
         unit = (INITIAL_LOGVAR - self.logvar_mid) / self.logvar_half
         self.biases[-1][..., self.num_outputs :] = math.atanh(min(max(unit, -0.9), 0.9))
 
-    def forward(self, inputs: Tensor, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        inputs: Tensor,
+        members: Sequence[int] | None = None,
+        *,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of each member.
 
         Args:
             inputs: [B, M], seen by every member, or [K, B, M], one slice for each.
             members: which members to run, in this order; None runs all (K = E).
+            dropout: share of hidden units silenced in training, the others grow by 1/(1 - dropout); `generator` draws.
 
         Returns: mean [K, B, O], logvar [K, B, O]; logvar lies within the bounds.
         Raises: ValueError on a wrong shape or member.
         """
-        outputs = self._outputs(inputs, members, 2 * self.num_outputs)
+        outputs = self._outputs(inputs, members, 2 * self.num_outputs, dropout, generator)
         mean, raw = outputs[..., : self.num_outputs], outputs[..., self.num_outputs :]
         return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
 
@@ -105,7 +113,14 @@ class EnsembleMLP(nn.Module):
         return mean, torch.tanh(raw).mul_(self.logvar_half).add_(self.logvar_mid)
 
     # The first columns of the last layer, [K, B, wanted].
-    def _outputs(self, inputs: Tensor, members: Sequence[int] | None, wanted: int) -> Tensor:
+    def _outputs(
+        self,
+        inputs: Tensor,
+        members: Sequence[int] | None,
+        wanted: int,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         picked = range(self.num_members) if members is None else members
         if not picked or min(picked) < 0 or max(picked) >= self.num_members:
             raise ValueError(f"members: expected indices in 0..{self.num_members - 1}, was {[*picked]}")
@@ -117,16 +132,26 @@ class EnsembleMLP(nn.Module):
                 f"was {[*inputs.shape]}"
             )
         if torch.is_grad_enabled() or torch.compiler.is_exporting() or inputs.dtype != torch.float32:
-            return self._in_one(inputs, members, wanted)
+            return self._in_one(inputs, members, wanted, dropout, generator)
         return self._in_pieces(inputs, picked, wanted)
 
     # What can be differentiated and traced.
-    def _in_one(self, inputs: Tensor, members: Sequence[int] | None, wanted: int) -> Tensor:
+    def _in_one(
+        self,
+        inputs: Tensor,
+        members: Sequence[int] | None,
+        wanted: int,
+        dropout: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             width = wanted if layer == last else weight.shape[2]
             product = torch.baddbmm(_take(bias, members)[..., :width], inputs, _take(weight, members)[..., :width])
             inputs = functional.silu(product) if layer < last else product
+            if layer < last and dropout > 0.0:
+                kept = torch.rand(inputs.shape, generator=generator) >= dropout
+                inputs = inputs * kept / (1.0 - dropout)
         return inputs
 
     # The same without gradients: one member's piece after the other, in buffers that stay in the cache.

@@ -20,14 +20,25 @@ from configs.schema import WorldModelConfig
 from data.errors import DataError
 from data.fields import Field
 from world_model.backprop import MemberGradients
-from world_model.calibration import central_coverage, shrinkage_factor, variance_multiplier
+from world_model.calibration import shrinkage_factor
 from world_model.errors import TrainingError
-from world_model.losses import gaussian_nll
+from world_model.linear import fit_line
+from world_model.losses import gaussian_nll, member_nll
+from world_model.marginals import (
+    calibrate_variance,
+    central_coverage,
+    follow_baselines,
+    mixture_pit,
+    refit_volatility,
+    shrink_logvar,
+)
 from world_model.metrics import ModelMetrics, by_field, evaluate_market_model
 from world_model.model import MarketModel
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.snapshots import MemberSnapshots
+from world_model.volatility import VolatilityLine
+from world_model.warm_start import adopt_weights, refuse_other_network
 
 # Fewer training rows than this per feature cannot tell a covariance from noise, let alone a network.
 ROWS_PER_FEATURE = 10
@@ -87,15 +98,17 @@ def fit_market_model(
     progress: Callable[[int, int, float], None] | None = None,
     *,
     purge: int = 0,
+    warm_start: MarketModel | None = None,
 ) -> tuple[MarketModel, FitReport]:
     """Fit the ensemble to the transitions of one feature table.
 
-    Targets are `features[t+1] - features[t]`. The last `holdout_fraction` of the transitions, in time order, never
-    reach a gradient: each member keeps the weights of its own best epoch there, fitting stops when no member has
-    improved for `patience` epochs, the best members become elites, and per feature one shrinkage of the mean and one
-    variance multiplier are set there in closed form. Each member trains on a bootstrap sample drawn once for the whole
-    fit (PETS). Every random number comes from one generator seeded with `seed`; torch's global generator is not
-    touched.
+    A straight line is fitted to the next row in closed form (`world_model.linear`), the networks to what it leaves, in
+    standard deviations of `features[t+1] - features[t]`; at the end the line is fitted once more, to all rows. The last
+    `holdout_fraction` of the transitions, in time order, never reach a gradient: each member keeps the weights of its
+    own best epoch there, fitting stops when no member has improved for `patience` epochs, the best members become
+    elites, and per feature one shrinkage of the networks' mean and one variance multiplier are set there in closed
+    form. Each member trains on a bootstrap sample drawn once for the whole fit (PETS). Every random number comes from
+    one generator seeded with `seed`; torch's global generator is not touched.
 
     Args:
         features: [T, M], raw units, in time order, one row per bar.
@@ -105,18 +118,21 @@ def fit_market_model(
         progress: called after each epoch with (epoch, max_epochs, mean best score of the members).
         purge: transitions dropped between training and holdout rows; pass the feature lookback so that no
             window reaches over the border.
+        warm_start: earlier model of the same columns and sizes whose weights are the first ones; None draws them.
 
     Returns: the model and its report.
 
     Raises:
         DataError: NaN, infinity, nothing that varies, or fewer than 10 training rows per feature or 50 holdout rows.
         TrainingError: a loss is not finite. Nothing is returned or written, so whatever model the caller has stays.
-        ValueError: shapes or `purge`.
+        ValueError: shapes, `purge`, or a `warm_start` of other sizes; ModelFileError if it has other fields.
     """
     values = _checked_table(features, fields)
+    if warm_start is not None:
+        refuse_other_network(warm_start, config, fields)
     if purge < 0:
         raise ValueError(f"purge: expected at least 0 rows, was {purge}")
-    current, delta = values[:-1], values[1:] - values[:-1]
+    current, delta = values[:-1], np.diff(values, axis=0)
     holdout_rows = round(config.holdout_fraction * len(current))
     train_rows = len(current) - holdout_rows - purge
     _refuse_few_rows(train_rows, holdout_rows, purge, values.shape)
@@ -130,7 +146,13 @@ def fit_market_model(
     low, high = training_support(values[: train_rows + 1])
     # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
     inputs = _standardised(current.clip(low, high), input_normaliser)
-    targets = _standardised(delta, delta_normaliser)
+    line, targets = _beyond_line(inputs, values, train_rows, input_normaliser, delta_normaliser)
+    volatility = VolatilityLine(fields)
+    if config.volatility_line:
+        volatility.fit(current[:train_rows], targets[:train_rows], delta_normaliser.varying)
+        if volatility.active:
+            # In units of the line's standard deviation, so that the network learns what the line leaves.
+            targets = targets * torch.exp(-0.5 * volatility(torch.from_numpy(current).to(torch.float32)))
 
     generator = torch.Generator().manual_seed(seed)
     size = len(fields)
@@ -142,6 +164,8 @@ def fit_market_model(
         logvar_bounds=config.logvar_bounds,
         generator=generator,
     )
+    if warm_start is not None:
+        adopt_weights(network, warm_start, input_normaliser, delta_normaliser)
     snapshots, epochs = _train(
         network,
         train=(inputs[:train_rows], targets[:train_rows]),
@@ -161,9 +185,19 @@ def fit_market_model(
         network,
         elites=elites,
         support=(torch.from_numpy(low), torch.from_numpy(high)),
+        line=line,
     )
+    model.volatility.load_state_dict(volatility.state_dict())
     holdout = values[first_holdout:]
-    before, after = recalibrate(model, holdout)
+    before, _ = recalibrate(model, holdout)
+    follow_baselines(model, holdout, values[: train_rows + 1])
+    known = np.r_[0:train_rows, first_holdout : len(current)]
+    refit_line(model, current[known], values[known + 1])
+    if config.volatility_line and model.volatility.active:
+        refit_volatility(model, values)
+        after = recalibrate_variance(model, values)
+    else:
+        after = _coverage(model, *map(torch.from_numpy, (holdout[:-1], holdout[1:])))
     report = FitReport(
         train_rows=train_rows,
         holdout_rows=holdout_rows,
@@ -228,18 +262,51 @@ def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict
     """
     model.mean_shrinkage.fill_(1.0)
     model.variance_scale.fill_(1.0)
+    model.logvar_shrinkage.fill_(1.0)
+    model.inverse_dof.fill_(0.0)
+    model.follows_baseline.fill_(False)
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
-    mean, variance = (part.double() for part in model.mixture(current))
-    before = central_coverage(following - mean, variance, model.varying)
+    mean = model.mixture(current)[0].double()
+    before = _coverage(model, current, following)
 
     baseline = model.baseline(current)
     factor = shrinkage_factor(mean - baseline, following - baseline, model.delta_normaliser.std.double())
     model.mean_shrinkage.copy_(factor)
 
-    mean, variance = (part.double() for part in model.mixture(current))
-    model.variance_scale.copy_(variance_multiplier(following - mean, variance, model.varying))
-    variance = model.total_variance(current).double()
-    return before, central_coverage(following - mean, variance, model.varying)
+    # Without a line there is only a constant to shrink to, and that is worse than a network in doubt.
+    if model.config.volatility_line and model.volatility.active:
+        shrink_logvar(model, current, following)
+    return before, recalibrate_variance(model, features)
+
+
+@torch.no_grad()
+def recalibrate_variance(model: MarketModel, features: NDArray[np.float64]) -> dict[str, float]:
+    """Set the model's `variance_scale` and tails on features [T, M]; return central coverage on these very rows."""
+    current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
+    calibrate_variance(model, current, following)
+    return _coverage(model, current, following)
+
+
+@torch.no_grad()
+def refit_line(model: MarketModel, current: NDArray[np.float64], following: NDArray[np.float64]) -> None:
+    """Fit the line once more, given networks and variance, to every row there is, the holdout included.
+
+    Each row counts by the inverse of its predicted variance: a bar of a crash says a hundredth of what a calm one says.
+    Args: current, following [N, M], raw units: training rows and holdout.
+    """
+    rows, outcome = torch.from_numpy(current), torch.from_numpy(following)
+    mean, variance = (part.double() for part in model.mixture(rows))
+    learned = mean - model.baseline(rows).double()
+    inputs = _standardised(model.clamp(rows).numpy(), model.input_normaliser)
+    spread = model.delta_normaliser.std.double()
+    start = torch.where(model.reverting, torch.zeros_like(rows), rows)
+    weights = (spread * spread / variance).numpy()
+    coefficients, _ = fit_line(inputs.double().numpy(), ((outcome - learned - start) / spread).numpy(), weights)
+    model.line.copy_(torch.from_numpy(coefficients))
+
+
+def _coverage(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, float]:
+    return central_coverage(mixture_pit(model, current, following)[:, model.varying.numpy()])
 
 
 def training_support(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -269,6 +336,7 @@ def _train(
         lr=config.learning_rate,
         fused=True,
     )
+    plain = config.input_noise == 0.0 and config.dropout == 0.0
     gradients = MemberGradients(network, inputs, targets)
     held_inputs, held_targets = (part[:: math.ceil(len(part) / SCORED_ROWS)] for part in holdout)
     passes = _passes(indices, config.batch_size, generator)
@@ -278,7 +346,8 @@ def _train(
         epoch += 1
         for rows in itertools.islice(passes, steps):
             # Members share no weights, so each gets the gradient it would get alone.
-            _refuse_non_finite(gradients(rows), epoch, "training loss")
+            losses = gradients(rows) if plain else _regularised(network, inputs[rows], targets[rows], config, generator)
+            _refuse_non_finite(losses, epoch, "training loss")
             optimiser.step()
         with torch.no_grad():
             mean, logvar = network(held_inputs)
@@ -291,6 +360,18 @@ def _train(
             progress(epoch, config.max_epochs, float(snapshots.scores.mean()))
     snapshots.restore()
     return snapshots, epoch
+
+
+# Loss and gradients by automatic differentiation, with noise on the inputs and silenced units; batch [E, B, M].
+def _regularised(
+    network: EnsembleMLP, batch: Tensor, targets: Tensor, config: WorldModelConfig, generator: torch.Generator
+) -> Tensor:
+    noisy = batch + config.input_noise * torch.randn(batch.shape, generator=generator)
+    mean, logvar = network(noisy, dropout=config.dropout, generator=generator)
+    losses = member_nll(mean, logvar, targets)
+    network.zero_grad(set_to_none=False)
+    torch.autograd.backward(losses.sum())
+    return losses.detach()
 
 
 def _passes(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -332,6 +413,24 @@ def _refuse_few_rows(train_rows: int, holdout_rows: int, purge: int, shape: tupl
             f"{MIN_HOLDOUT_ROWS} holdout rows, was {max(train_rows, 0)} and {holdout_rows} "
             f"(table of {shape[0]} rows, purge {purge})"
         )
+
+
+# The line [M, 1 + M] of the training rows, and what it leaves of every next row [N, M], in delta standard deviations.
+def _beyond_line(
+    inputs: Tensor,
+    values: NDArray[np.float64],
+    train_rows: int,
+    input_normaliser: Normaliser,
+    delta_normaliser: Normaliser,
+) -> tuple[Tensor, Tensor]:
+    # Levels where a column reverts within a bar, deltas elsewhere: there 0 is what one knows without the data.
+    start = np.where((input_normaliser.std < delta_normaliser.std).numpy(), 0.0, values[:-1])
+    outcome = (values[1:] - start) / delta_normaliser.std.double().numpy()
+    design = inputs.double().numpy()
+    coefficients, _ = fit_line(design[:train_rows], outcome[:train_rows])
+    line = torch.from_numpy(coefficients).to(torch.float32)
+    left = torch.from_numpy(outcome) - (line[:, 0] + inputs @ line[:, 1:].T)
+    return line, left.to(torch.float32)
 
 
 # In float64: features whose level is large against their deltas would lose digits in float32.

@@ -90,22 +90,24 @@ def test_running_again_is_already_done(first_run: SmokeRun) -> None:
 
 
 def test_a_killed_run_continues_and_ends_in_the_same_bundle(first_run: SmokeRun, tmp_path: Path) -> None:
-    # Equal seed and config in another workdir, killed once a policy has been saved: same hash, bit for bit.
+    # Equal seed and config in another workdir, killed in the middle of training: same hash, bit for bit.
     workdir = tmp_path / "var"
     command = [sys.executable, "-m", "pipeline.cli", "retrain", "-p", "smoke", "-w", str(workdir), "-q"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not list(workdir.glob("runs/*/model_free.safetensors")):
+    while not list(workdir.glob("runs/*/mbpo_training.safetensors")):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    fitted = next(workdir.glob("runs/*/world_model"))
-    modified = fitted.stat().st_mtime_ns
+    assert not list(workdir.glob("runs/*/mbpo.safetensors")), "the policy was finished before the run could be killed"
+    finished = [next(workdir.glob(f"runs/*/{name}")) for name in ("world_model", "model_free.safetensors")]
+    modified = [path.stat().st_mtime_ns for path in finished]
     resumed = smoke_run(workdir)
     assert resumed.returncode == 0, resumed.stderr
-    assert fitted.stat().st_mtime_ns == modified
+    assert [path.stat().st_mtime_ns for path in finished] == modified
+    assert not list(workdir.glob("runs/*/*_training.safetensors"))
     assert resumed.result["bundle_hash"] == first_run.result["bundle_hash"]
     champion = Tracker(None, "detent-smoke", workdir).champion()
     assert champion is not None

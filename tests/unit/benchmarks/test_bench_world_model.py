@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from benchmarks import peer_speed, world_model_speed
-from benchmarks.loop_speed import LoopReport
 from benchmarks.world_model_speed import Peer, Timing, WorldModelReport, measure_world_model
 from benchmarks.world_model_tasks import SMOKE, Shapes
 from benchmarks.year_fit import YearReport, measure_year, synthetic_minutes
@@ -109,19 +108,6 @@ def test_unknown_peers_and_no_repeat_are_refused() -> None:
         measure_world_model(SMOKE, peers=("dreamer",))
     with pytest.raises(ValueError, match=">= 1, was 0"):
         measure_world_model(SMOKE, repeats=0)
-
-
-def test_rates_of_the_loop_by_hand() -> None:
-    numbers = {"steps": 1_000, "envs": 10, "horizon": 5, "pool": 100, "imagine_s": 1.0, "env_s": 0.001}
-    loop = LoopReport(
-        **numbers, collect_s=0.005, update_s=0.015, other_s=0.004, wall_s=1.0, seed=0, machine={}, versions={}
-    )
-    assert loop.env_rate == pytest.approx(1_000_000)
-    assert loop.collect_rate == pytest.approx(200_000)
-    assert loop.train_rate == pytest.approx(1_000 / 0.024)
-    assert loop.overhead == pytest.approx(0.2)
-    assert loop.reuse == 10.0
-    assert loop.missed == ("overhead",)
 
 
 def test_minutes_are_reproducible_and_can_be_learned() -> None:

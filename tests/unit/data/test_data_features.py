@@ -39,9 +39,9 @@ def table(sp500: pd.DataFrame) -> FeatureTable:
 def test_the_account_step_finds_its_columns_first() -> None:
     names = [field.name for field in FEATURE_FIELDS]
     assert names[:2] == ["gap_return", "intraday_return"]
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 19
     groups = [field.group for field in FEATURE_FIELDS]
-    assert groups == ["market"] * 11 + ["signals"] * 7
+    assert groups == ["market"] * 12 + ["signals"] * 7
 
 
 def test_gap_and_intraday_return_add_up_to_the_bar_return() -> None:
@@ -116,6 +116,13 @@ def test_negative_spread_estimate_becomes_zero() -> None:
     close, high, low = np.full(LOOKBACK, 100.0), np.full(LOOKBACK, 110.0), np.full(LOOKBACK, 99.9)
     high[-1], low[-1], close[-1] = 101.0, 90.0, 91.0
     assert last_row(make_bars(close, high=high, low=low))["spread"] == 0.0
+
+
+def test_range_volatility_is_parkinsons_estimate_averaged_with_the_weights_of_pandas(sp500: pd.DataFrame) -> None:
+    bars = sp500.iloc[-2 * LOOKBACK :]
+    variance = np.log(bars["high"] / bars["low"]) ** 2 / (4.0 * math.log(2.0))
+    wanted = math.sqrt(252 * variance.iloc[-LOOKBACK:].ewm(span=32).mean().iloc[-1])
+    assert last_row(bars)["range_volatility"] == pytest.approx(wanted, rel=1e-9)
 
 
 def test_macd_agrees_with_the_weights_of_pandas(sp500: pd.DataFrame) -> None:
@@ -223,7 +230,7 @@ def test_bars_per_year_scales_volatility_alone(sp500: pd.DataFrame) -> None:
     bars = sp500.iloc[-300:]
     four_times, once = compute_features(bars, 1008, "x"), compute_features(bars, 252, "x")
     for column, name in enumerate(once.names):
-        factor = 2.0 if name.startswith("volatility") else 1.0
+        factor = 2.0 if "volatility" in name else 1.0
         np.testing.assert_allclose(four_times.values[:, column], factor * once.values[:, column], rtol=1e-12)
     with pytest.raises(ValueError, match="bars_per_year: expected at least 1, was 0"):
         compute_features(bars, 0, "x")
@@ -275,7 +282,7 @@ def test_table_finds_columns_and_cuts_rows(table: FeatureTable) -> None:
 
 
 def test_table_refuses_wrong_shapes_and_values(table: FeatureTable) -> None:
-    with pytest.raises(ValueError, match=r"expected float64 \[4912, 18\], was float64 \[4912, 17\]"):
+    with pytest.raises(ValueError, match=r"expected float64 \[4912, 19\], was float64 \[4912, 18\]"):
         FeatureTable(table.timestamps, "x", table.fields, table.values[:, 1:])
     with pytest.raises(ValueError, match="was float32"):
         FeatureTable(table.timestamps, "x", table.fields, table.values.astype(np.float32))

@@ -23,6 +23,7 @@ def outcome(xp, log_return, drawdown, breached) -> StepOutcome:
         flattened=zero > 0,
         breached=xp.asarray(breached),
         drawdown=rows[1],
+        target=zero,
     )
 
 
@@ -36,6 +37,12 @@ def test_n1_pays_profit_and_charges_drawdown_and_breach(xp) -> None:
 def test_by_default_a_typical_day_of_profit_counts_one_unit_and_a_breach_costs_more_than_nothing() -> None:
     calm, breach = reward_function("n1")(outcome(np, [0.01, 0.01], [0.0, 0.0], [False, True]), RewardConfig())
     np.testing.assert_allclose([calm, calm - breach], [1.0, RewardConfig().breach_weight], rtol=1e-12)
+
+
+def test_risk_aversion_charges_half_the_square_of_a_return() -> None:
+    config = RewardConfig(profit_scale=0.01, drawdown_weight=0.0, risk_aversion=5.0)
+    gain, loss = reward_function("n1")(outcome(np, [0.02, -0.02], [0.0, 0.0], [False, False]), config)
+    assert (gain, loss) == pytest.approx((1.9, -2.1))
 
 
 def test_costs_reach_the_reward_through_the_return_only() -> None:

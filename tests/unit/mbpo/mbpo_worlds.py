@@ -10,6 +10,8 @@ from configs.schema import RewardConfig
 from data import FeatureTable, Field, Scaler
 from envs import ACCOUNT_FIELDS, UNCERTAINTY_FIELD, AccountRules, TradingDynamics
 from masking import ActionTable, RuleSet, trading_rules
+from mbpo.imagination import Forecast
+from world_model.model import Outlook
 
 FIELDS = (
     Field("gap_return", "market", "log return", -np.inf, np.inf, "gap"),
@@ -49,10 +51,15 @@ def make_scaler(features: np.ndarray) -> Scaler:
     return Scaler.concat([Scaler.fit(features, NAMES), Scaler.with_fixed((*ACCOUNT_FIELDS, UNCERTAINTY_FIELD))])
 
 
+def no_forecast(rows: int) -> Forecast:
+    return Forecast(np.zeros((rows, 2)), np.zeros((rows, 2)))
+
+
 class SteppingMarket:
     """A market model worked by hand: each step adds 1 to the signal, plus the noise; disagreement is the signal."""
 
     elites = (0, 2)
+    fields = FIELDS
 
     def __init__(self) -> None:
         self.members: set[int] = set()
@@ -64,5 +71,14 @@ class SteppingMarket:
         following[:, 3] += 1
         return following
 
+    def outlook(self, features: torch.Tensor) -> Outlook:
+        mean = features.clone()
+        mean[:, :2] = 0.0
+        mean[:, 3] += 1
+        return Outlook(mean, torch.full_like(features, 1e-6), features[:, 3])
+
     def disagreement(self, features: torch.Tensor) -> torch.Tensor:
-        return features[:, 3]
+        return self.outlook(features).disagreement
+
+    def at_edge(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(features), dtype=torch.bool)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scale
 from configs.schema import RewardConfig
 from envs import TradingDynamics
 from masking import InvalidActionError
-from mbpo import MixedVecEnv, StartBuffer, imagine_market
+from mbpo import MixedVecEnv, RolloutStatistics, StartBuffer, historical_forecast, imagine_market
+from mbpo.rollout_length import RolloutLength
 
 
 def start_buffer(dynamics: TradingDynamics, features: np.ndarray) -> StartBuffer:
@@ -39,13 +41,16 @@ def make_env(num_envs: int = 8, real_ratio: float = 0.5, penalty_coef: float = 0
         make_scaler(features),
         features,
         np.linspace(0.1, 0.5, len(features)),
+        historical_forecast(SteppingMarket(), features),  # type: ignore[arg-type]
         branches,
         start_buffer(dynamics, features),
         num_envs=num_envs,
         real_ratio=real_ratio,
         penalty_coef=penalty_coef,
+        control_variate=options.pop("control_variate", 0.0),
         episode_bars=10,
         seed=0,
+        **options,
     )
 
 
@@ -107,6 +112,7 @@ def test_penalty_is_disagreement_at_the_state_times_the_position_after_the_actio
     for coef in (0.0, 0.25):
         env = make_env(num_envs=6, real_ratio=0.0, penalty_coef=coef, features=features)
         env.reset()
+        env.start_rollout(0.0, 3)
         rewards[coef] = []
         for _ in range(3):
             rewards[coef].append(env.step(np.zeros(6, np.int64))[1])
@@ -146,17 +152,155 @@ def test_statistics_separate_real_raw_and_penalised_rewards() -> None:
     assert env.take_statistics()["real_reward"] == 0.0
 
 
-def test_imagined_branches_never_signal_truncation_and_stop_at_the_horizon() -> None:
+def test_a_full_branch_at_the_end_of_a_rollout_is_left_to_the_learner() -> None:
     env = make_env(real_ratio=0.0)
     env.reset()
+    env.start_rollout(0.0, 3)
     for _ in range(3):
         _, _, done, infos = env.step(np.zeros(8, np.int64))
         assert not done.any()
         assert all(info == {} for info in infos)
-    with pytest.raises(RuntimeError, match="at most 3 steps"):
+    with pytest.raises(RuntimeError, match="expected start_rollout"):
         env.step(np.zeros(8, np.int64))
-    env.rebranch()
+    env.start_rollout(0.0, 3)
     env.step(np.zeros(8, np.int64))
+
+
+def test_a_full_branch_within_a_rollout_is_truncated_and_followed_by_a_fresh_one() -> None:
+    env = make_env(real_ratio=0.0)
+    env.reset()
+    env.start_rollout(0.0, 7)
+    depths = []
+    for step in range(1, 8):
+        _, _, done, infos = env.step(np.zeros(8, np.int64))
+        assert done.all() == (step in (3, 6)) == done.any()
+        assert all(info["TimeLimit.truncated"] for info in infos if info)
+        depths.append(imagined(env).depth.max())
+    assert depths == [1, 2, 0, 1, 2, 0, 1]
+    # Cut on purpose, not because anything was out of range.
+    assert env.take_statistics()["imagined_truncation_rate"] == 0
+
+
+def test_branches_grow_with_the_share_of_training_that_is_done() -> None:
+    env = make_env(real_ratio=0.0, lengths=RolloutLength(1, 3, 0.0, 0.5))
+    env.reset()
+    cuts = {}
+    for done in (0.0, 0.3, 0.5, 1.0):
+        env.start_rollout(done, 6)
+        cuts[done] = [bool(env.step(np.zeros(8, np.int64))[2].any()) for _ in range(6)]
+        assert env.take_statistics()["rollout_length"] == {0.0: 1, 0.3: 2, 0.5: 3, 1.0: 3}[done]
+    assert cuts[0.0] == [True] * 5 + [False]
+    assert cuts[0.3] == [False, True] * 2 + [False, False]
+    assert cuts[0.5] == cuts[1.0] == [False, False, True] + [False] * 3
+
+
+def test_a_branch_ends_where_its_next_bar_was_drawn_outside_the_support() -> None:
+    env = make_env(num_envs=400, real_ratio=0.0, penalty_coef=0.0)
+    env.branches.supported[:, ::2, 1] = False  # branches 0, 2 and 4, on their second bar
+    env.reset()
+    env.start_rollout(0.0, 3)
+    _, _, done, _ = env.step(np.zeros(400, np.int64))
+    assert not done.any()
+    before = deepcopy(imagined(env))
+    expected = env.branches.features[before.row, before.branch, 1]
+    _, rewards, done, infos = env.step(np.zeros(400, np.int64))
+    np.testing.assert_array_equal(done, before.branch % 2 == 0)
+    assert 0 < done.sum() < 400
+    row = int(np.flatnonzero(done)[0])
+    assert infos[row]["TimeLimit.truncated"]
+    # What was earned on that bar counts, and the state it leads to is the one to bootstrap from.
+    assert rewards[row] != 0
+    signal = env.dynamics.state_names.index("signal")
+    scaled = env.scaler(np.full((1, len(env.dynamics.obs_names)), expected[row, 3], np.float32))[0, signal]
+    assert infos[row]["terminal_observation"][signal] == scaled
+    depth = imagined(env).depth
+    assert (depth[done] == 0).all()
+    assert (depth[~done] == 2).all()
+    assert env.take_statistics()["imagined_truncation_rate"] == pytest.approx(done.sum() / 800)
+
+
+def test_a_branch_that_is_killed_outside_the_support_is_terminated_not_truncated() -> None:
+    env = make_env(num_envs=4, real_ratio=0.0)
+    env.branches.features[:, :, 0, 1] = -0.5
+    env.branches.supported[:] = False
+    env.reset()
+    _, _, done, infos = env.step(np.zeros(4, np.int64))
+    assert done.all()
+    assert not any(info["TimeLimit.truncated"] for info in infos)
+    figures = env.take_statistics()
+    assert (figures["imagined_termination_rate"], figures["imagined_truncation_rate"]) == (1.0, 0.0)
+
+
+def test_a_branch_that_is_killed_on_its_last_bar_is_terminated_not_truncated() -> None:
+    env = make_env(num_envs=4, real_ratio=0.0)
+    env.branches.features[:, :, 2, 1] = -0.5
+    env.reset()
+    env.start_rollout(0.0, 7)
+    for _ in range(3):
+        _, _, done, infos = env.step(np.zeros(4, np.int64))
+    assert done.all()
+    assert not any(info["TimeLimit.truncated"] for info in infos)
+
+
+def test_rows_that_go_on_are_untouched_by_those_that_start_afresh() -> None:
+    env = make_env(num_envs=64, real_ratio=0.0)
+    env.branches.supported[:, 0, 0] = False
+    env.reset()
+    before = deepcopy(imagined(env))
+    whole = make_env(num_envs=64, real_ratio=0.0)
+    whole.reset()
+    _, _, done, _ = env.step(np.zeros(64, np.int64))
+    whole.step(np.zeros(64, np.int64))
+    assert 0 < done.sum() < 64
+    np.testing.assert_array_equal(env.state[~done], whole.state[~done])
+    np.testing.assert_array_equal(env.action_masks()[~done], whole.action_masks()[~done])
+    np.testing.assert_array_equal(imagined(env).row[~done], before.row[~done])
+    np.testing.assert_array_equal(env.action_masks(), env.dynamics.action_masks(env.state))
+
+
+def test_lambda_follows_its_schedule_after_each_rollout() -> None:
+    seen: list[tuple[float, float, int]] = []
+
+    def schedule(coef: float, done: float, rollout: RolloutStatistics) -> float:
+        seen.append((coef, done, rollout.imagined_steps))
+        return coef / 2
+
+    env = make_env(num_envs=8, penalty_coef=0.4, penalty=schedule)
+    env.reset()
+    for done in (0.25, 0.5):
+        env.start_rollout(done, 2)
+        for _ in range(2):
+            env.step(np.zeros(8, np.int64))
+        env.end_rollout(done)
+    assert seen == [(0.4, 0.25, 8), (0.2, 0.5, 8)]
+    figures = env.take_statistics()
+    assert figures["penalty_coef"] == 0.1
+    # Both rollouts, though the penalty saw them one by one.
+    assert figures["imagined_uncertainty"] > 0
+
+
+def test_model_error_is_reported_where_the_policy_goes() -> None:
+    error = np.arange(39.0)
+    env = make_env(num_envs=8, model_error=error)
+    env.reset()
+    visited = env.walks.time.copy()  # type: ignore[union-attr]
+    env.step(np.zeros(8, np.int64))
+    figures = env.take_statistics()
+    assert figures["model_error_visited"] == pytest.approx(error[visited].mean())
+    assert figures["model_error_history"] == 19.0
+    with pytest.raises(ValueError, match=r"model_error: expected \[39\], was \[40\]"):
+        make_env(model_error=np.zeros(40))
+
+
+def test_penalty_share_relates_the_penalty_to_the_size_of_rewards() -> None:
+    plain, charged = make_env(num_envs=6, real_ratio=0.0, penalty_coef=0.0), make_env(num_envs=6, real_ratio=0.0)
+    rewards = []
+    for env in (plain, charged):
+        env.reset()
+        rewards.append(env.step(np.zeros(6, np.int64))[1])
+    assert plain.take_statistics()["penalty_share"] == 0.0
+    expected = (rewards[0] - rewards[1]).mean() / np.abs(rewards[0]).mean()
+    assert charged.take_statistics()["penalty_share"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_killed_branch_terminates_and_its_row_starts_a_fresh_one() -> None:
@@ -227,3 +371,18 @@ def test_random_walks_through_history_and_imagination_stay_valid_by_the_audit() 
         masks = env.action_masks()
         env.step(np.where(masks, rng.random(masks.shape), -1.0).argmax(axis=1))
     assert (env.audit.executed, env.audit.invalid) == (300 * 512, 0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_luck_is_taken_out_of_real_and_imagined_rewards(ratio: float) -> None:
+    # The model expects no move: what is left of a day's profit is the cost and what variance costs.
+    reward = RewardConfig(drawdown_weight=0.0)
+    rewards = {}
+    for share in (0.0, 1.0):
+        env = make_env(200, ratio, 0.0, control_variate=share, dynamics=make_dynamics(reward, cost_rate=0.0))
+        env.reset()
+        rng = np.random.default_rng(0)
+        steps = [env.step(random_valid(env, rng))[1] for _ in range(2)]
+        rewards[share] = np.concatenate(steps)
+    assert np.abs(rewards[1.0]).max() < 0.05 * np.abs(rewards[0.0]).max()
+    assert np.abs(rewards[0.0]).max() > 0.0

@@ -277,7 +277,10 @@ def market_model(features: np.ndarray) -> MarketModel:
     )
     normalisers = (Normaliser(part.mean(0), part.std(0) + 1e-3) for part in (rows, rows.diff(dim=0)))
     support = (rows.amin(0), rows.amax(0))
-    return MarketModel(FIELDS, config, *normalisers, network, elites=(0, 1, 3), support=support)
+    model = MarketModel(FIELDS, config, *normalisers, network, elites=(0, 1, 3), support=support)
+    # A drift worth its cost: with nothing to gain every plan holds.
+    model.line[1, 0] = 1.0
+    return model
 
 
 def value_policy(dynamics: TradingDynamics, features: np.ndarray) -> TorchPolicy:

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scaler
+from mbpo_worlds import SteppingMarket, make_dynamics, make_features, make_scaler, no_forecast
 from sb3_contrib import MaskablePPO
 
 from configs.schema import PPOConfig
 from envs.vec_env import HistoryVecEnv
 from evaluation import backtest, evaluate
-from mbpo import MixedVecEnv, StartBuffer, TorchPolicy, TrainedPolicy, imagine_market, train_policy
+from mbpo import (
+    MixedVecEnv,
+    RolloutStatistics,
+    StartBuffer,
+    TorchPolicy,
+    TrainedPolicy,
+    imagine_market,
+    train_policy,
+    training,
+)
 from mbpo.training import Validate
 
 FEATURES = make_features(400)
@@ -37,11 +47,13 @@ def mixed(seed: int = 0) -> MixedVecEnv:
         SCALER,
         FEATURES,
         np.zeros(len(FEATURES)),
+        no_forecast(len(FEATURES)),
         branches,
         starts,
         num_envs=64,
         real_ratio=0.5,
         penalty_coef=0.1,
+        control_variate=0.0,
         episode_bars=50,
         seed=seed,
     )
@@ -96,11 +108,6 @@ def test_history_reports_real_and_imagined_rewards() -> None:
     assert len(seen) == SMALL.validations
     assert {"real_reward", "imagined_raw_reward", "imagined_penalised_reward", "entropy_loss"} <= set(seen[-1][0])
     assert [step for _, step in seen] == sorted({step for _, step in seen})
-
-
-def test_n_steps_beyond_the_rollout_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most the rollout length 3, was 4"):
-        train(mixed(), scripted([1.0]), n_steps=4)
 
 
 def test_weights_that_are_not_finite_stop_training() -> None:
@@ -181,3 +188,110 @@ def test_executed_actions_are_counted_and_logged() -> None:
     train(mixed(), scripted([1.0] * 9), log=lambda metrics, _: logged.append(dict(metrics)))
     assert logged[-1]["executed_actions"] == SMALL.total_steps
     assert logged[-1]["invalid_actions"] == 0.0
+
+
+def rollouts_of(
+    env: MixedVecEnv | HistoryVecEnv, monkeypatch: pytest.MonkeyPatch, **options: object
+) -> list[dict[str, np.ndarray]]:
+    """What the learner was given before each update."""
+    seen: list[dict[str, np.ndarray]] = []
+    update = MaskablePPO.train
+    names = ("observations", "actions", "rewards", "values", "returns", "episode_starts")
+
+    def record(model: MaskablePPO) -> None:
+        seen.append({name: getattr(model.rollout_buffer, name).copy() for name in names})
+        update(model)
+
+    monkeypatch.setattr(MaskablePPO, "train", record)
+    train(env, scripted([1.0] * 9), **options)
+    return seen
+
+
+@pytest.mark.parametrize("n_steps", [3, 7])
+def test_truncated_rows_are_worth_what_sb3_makes_of_them_one_by_one(
+    n_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = []
+    for batched in (True, False):
+        with monkeypatch.context() as patch:
+            if not batched:
+                patch.setattr(training._PPOCallback, "_bootstrap_truncated", lambda self: None)
+            env = mixed()
+            env.branches.supported[::4] = False
+            first.append(rollouts_of(env, patch, n_steps=n_steps)[0])
+    ours, theirs = first
+    assert ours["episode_starts"][1:].any()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_truncated_row_is_bootstrapped_and_a_terminated_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = mixed()
+    env.num_real, env.num_imagined, env.walks = 0, 64, None
+    env.branches.features[::2, :, 0, :2] = (0.0, -0.5)  # from an even row on, half of everything is lost
+    env.branches.supported[1::2, :, 0] = False  # from an odd one, the first bar is out of range
+    env.starts.states[:, DYNAMICS.state_names.index("position")] = 1.0
+    monkeypatch.setattr(
+        DYNAMICS.__class__, "action_masks", lambda self, state: np.eye(7, dtype=bool)[np.zeros(len(state), int)]
+    )
+    rollout = rollouts_of(env, monkeypatch)[0]
+    lost = rollout["rewards"] < -10
+    assert 0 < lost.sum() < lost.size
+    # Nothing is earned after the end of a branch, whatever the next branch in that row brings.
+    np.testing.assert_allclose(rollout["returns"][lost], rollout["rewards"][lost], rtol=1e-5)
+    assert rollout["episode_starts"][1:].all()
+
+
+def test_the_same_branches_serve_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = mixed()
+    branches, before = env.branches, env.branches.features.copy()
+    monkeypatch.setattr(training.MixedVecEnv, "rebranch", counted := Counted(training.MixedVecEnv.rebranch))
+    train(env, scripted([1.0] * 9))
+    assert counted.calls == SMALL.total_steps // (64 * 3)
+    assert env.branches is branches
+    np.testing.assert_array_equal(env.branches.features, before)
+
+
+def test_every_rollout_is_half_real_and_half_imagined_to_the_row_and_its_actions_are_sampled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    env, counted = mixed(), []
+
+    def count(coef: float, done: float, rollout: RolloutStatistics) -> float:
+        counted.append((rollout.real_steps, rollout.imagined_steps))
+        return coef
+
+    env._penalty = count
+    rollouts = rollouts_of(env, monkeypatch)
+    assert counted == [(96, 96)] * (SMALL.total_steps // 192)
+    # Rows of imagination start afresh with every rollout; those of history go on.
+    assert all(rollout["episode_starts"][0, 32:].all() for rollout in rollouts)
+    assert not rollouts[1]["episode_starts"][0, :32].all()
+    # The first policy is close to uniform over six valid actions; its most probable ones alone would be few.
+    frequency = np.bincount(rollouts[0]["actions"].astype(int).ravel(), minlength=7) / 192
+    assert (frequency[:6] > 0.05).all()
+
+
+class Counted:
+    """A method that counts its calls."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method, self.calls = method, 0
+
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.calls += 1
+            return self.method(instance, *args)
+
+        return call
+
+
+def test_early_stopping_counts_validations_without_a_better_score() -> None:
+    scores = [0.0, 3.0, 1.0, 2.0, 9.0]
+    patient = SMALL.model_copy(update={"early_stopping": 2, "validations": 5})
+    trained = train_policy(mixed(), patient, n_steps=3, seed=0, name="test", validate=scripted(scores))
+    assert [entry["score"] for entry in trained.history] == scores[:4]
+    assert trained.best_score == 3.0
+    assert trained.steps == trained.history[-1]["step"] < SMALL.total_steps
+    off = patient.model_copy(update={"early_stopping": 0})
+    assert train_policy(mixed(), off, n_steps=3, seed=0, name="test", validate=scripted(scores)).best_score == 9.0

@@ -14,7 +14,7 @@ import pipeline.retrain as retrain_module
 from configs import load_config
 from data.features import LOOKBACK
 from evaluation import Flat
-from mbpo import MarketBranches, TrainedPolicy
+from mbpo import Forecast, MarketBranches, TrainedPolicy
 from pipeline import promotion, training
 from pipeline.inputs import RunInputs, load_inputs
 from pipeline.training import LearnedMarket, Visited
@@ -106,9 +106,17 @@ def test_mbpo_trains_on_replayed_rows_and_is_chosen_on_validation_with_its_uncer
 ) -> None:
     environments = capture_training(monkeypatch, inputs)
     monkeypatch.setattr(training, "historical_uncertainty", lambda model, features: np.zeros(len(features)))
+    monkeypatch.setattr(training, "model_error", lambda model, features: np.ones(len(features) - 1))
     visited, market = visited_of(inputs), market_of(inputs)
     shape = (len(visited.features), 1, 3)
-    branches = MarketBranches(np.zeros((*shape, visited.features.shape[1]), np.float32), np.zeros(shape, np.float32))
+    nothing = Forecast(*np.zeros((2, len(visited.features), 2)))
+    monkeypatch.setattr(training, "historical_forecast", lambda model, features: nothing)
+    branches = MarketBranches(
+        np.zeros((*shape, visited.features.shape[1]), np.float32),
+        np.zeros(shape, np.float32),
+        np.ones(shape, bool),
+        Forecast(*np.zeros((2, *shape, 2), np.float32)),
+    )
     with pytest.raises(Stop):
         training.mbpo_stage(inputs, visited, market, branches, tmp_path)
     np.testing.assert_array_equal(environments[0].walks.features[0], inputs.train.values)

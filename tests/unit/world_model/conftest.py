@@ -87,3 +87,8 @@ def autoregression():
         return values
 
     return build
+
+
+@pytest.fixture
+def small_config():
+    return WorldModelConfig(num_members=2, num_elites=2, hidden=(16,), batch_size=256, max_epochs=20, patience=5)

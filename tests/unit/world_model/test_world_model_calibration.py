@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from world_model import central_coverage, shrinkage_factor, variance_multiplier
+from world_model import shrinkage_factor, variance_multiplier
 from world_model.calibration import MULTIPLIER_BOUNDS
 
 BOTH = torch.tensor([True, True])
@@ -33,23 +33,20 @@ def test_multiplier_stays_within_its_bounds():
     assert variance_multiplier(residual, torch.ones(4, 2), BOTH).tolist() == pytest.approx([*MULTIPLIER_BOUNDS])
 
 
-def test_coverage_counts_residuals_inside_the_central_intervals():
-    # quartile at 0.674, 80 % at 1.282, 95 % at 1.960 standard deviations; std 2 in the second column
-    residual = torch.tensor([[0.6, 1.2], [-0.7, -1.4], [1.9, 3.8], [-2.0, -4.0]])
-    variance = torch.tensor([1.0, 4.0]).expand(4, 2)
-    assert central_coverage(residual, variance, BOTH) == {"50": 0.25, "80": 0.5, "95": 0.75}
-
-
-def test_coverage_leaves_constant_columns_out():
-    residual = torch.tensor([[0.0, 99.0]])
-    assert central_coverage(residual, torch.ones(1, 2), torch.tensor([True, False]))["50"] == 1.0
-
-
-def test_shrinkage_is_the_least_squares_factor_between_nothing_and_all():
+def test_shrinkage_is_the_least_squares_factor_less_its_standard_error():
     departure = torch.tensor([[1.0, 1.0, 1.0], [-2.0, -2.0, -2.0]])
     outcome = torch.tensor([[0.5, 3.0, -1.0], [-0.5, -6.0, 2.0]])
-    # (0.5 + 1)/(1 + 4) = 0.3; three times as far is still 1; the opposite is 0
-    assert shrinkage_factor(departure, outcome, torch.ones(3)).tolist() == pytest.approx([0.3, 1.0, 0.0])
+    # (0.5 + 1)/(1 + 4) = 0.3, residuals 0.2 and 0.1, error sqrt(0.2^2 + 0.2^2)/5; three times as far is 1
+    expected = [0.3 - 0.08**0.5 / 5, 1.0, 0.0]
+    assert shrinkage_factor(departure, outcome, torch.ones(3)).tolist() == pytest.approx(expected)
+
+
+def test_a_departure_that_may_be_luck_is_not_believed():
+    generator = torch.Generator().manual_seed(0)
+    departure, outcome = torch.randn(2, 100, 200, generator=generator, dtype=torch.float64)
+    # 200 columns of pure noise: least squares alone would believe half of them a little.
+    believed = shrinkage_factor(departure, outcome, torch.ones(200))
+    assert (believed > 0).double().mean() < 0.25
 
 
 def test_shrinkage_of_a_column_that_never_departs_is_one():

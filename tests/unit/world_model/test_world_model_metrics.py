@@ -13,7 +13,7 @@ HALF_LOG_TWO_PI = 0.9189385332
 
 def test_mixture_nll_by_hand(constant_network, make_model):
     # elites predict delta 0 and 2 with variance 1 (normalised), std 10; deltas seen: 0 and 20 raw = 0 and 2 units
-    model = make_model(constant_network([[0.0], [2.0]], [1.0]), delta_std=10.0)
+    model = make_model(constant_network([[0.0], [2.0]], [1.0]), std=20.0, delta_std=10.0)
     metrics = evaluate_market_model(model, np.array([[5.0], [5.0], [25.0]]), model.fields)
     # each transition lies on one mean and 2 std from the other: -log((1 + exp(-2))/2) + 0.5*log(2*pi)
     wanted = HALF_LOG_TWO_PI - math.log((1.0 + math.exp(-2.0)) / 2.0)

@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import numpy as np
 import onnxruntime
@@ -16,9 +17,9 @@ def randn(*shape, seed=0):
 
 
 def test_predict_gives_next_features_in_raw_units(constant_network, make_model):
-    # two members; delta in normalised units 1 and -2, variance 0.25; delta mean 0.1, std 2; variance_scale 3
+    # two members; departures in normalised units 1 and -2, variance 0.25; delta mean 0.1, std 2; variance_scale 3
     network = constant_network([[1.0], [-2.0]], [0.25])
-    model = make_model(network, delta_mean=0.1, delta_std=2.0, variance_scale=torch.tensor([3.0]))
+    model = make_model(network, std=5.0, delta_mean=0.1, delta_std=2.0, variance_scale=torch.tensor([3.0]))
     mean, var = model.predict(torch.tensor([[10.0]]))
     assert mean.flatten().tolist() == pytest.approx([12.1, 6.1])  # 10 + 1*2 + 0.1, 10 - 2*2 + 0.1
     assert var.flatten().tolist() == pytest.approx([3.0, 3.0])  # 0.25 * 2**2 * 3
@@ -86,6 +87,14 @@ def test_sample_is_clamped_to_the_support(constant_network, make_model):
     assert model.sample_next(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), noise).flatten().tolist() == (
         pytest.approx([2.0, -2.0, 0.5])
     )
+
+
+def test_a_clamped_draw_is_at_the_edge_and_one_inside_is_not(constant_network, make_model):
+    model = make_model(constant_network([[0.0], [0.0]], [1.0]), support=2.0)
+    noise = torch.tensor([[9.0], [-9.0], [0.5]])
+    drawn = model.sample_next(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), noise)
+    assert model.at_edge(drawn).tolist() == [True, True, False]
+    assert model.at_edge(torch.tensor([[2.1], [torch.nan]])).tolist() == [True, False]
 
 
 def test_network_never_sees_inputs_beyond_the_support(make_network, make_model):
@@ -221,16 +230,55 @@ def test_network_of_another_width_is_refused(make_model):
         make_model(network)
 
 
-def test_shrinkage_moves_the_mean_towards_what_is_expected_without_skill(make_model, constant_network):
-    # Column 0 drifts (level std 5 above delta std 2): baseline features + 0.1. Column 1 reverts (0.5 below 2): its
-    # training level 7. The network says +1 normalised delta, that is features + 0.1 + 2.
-    model = make_model(
-        constant_network([[1.0, 1.0], [1.0, 1.0]], [0.25, 0.25]), mean=7.0, std=5.0, delta_mean=0.1, delta_std=2.0
+def test_without_a_line_the_baseline_is_the_training_mean(make_model, constant_network):
+    # Column 0 drifts (level std 5 above delta std 2): features + 0.1. Column 1 reverts (0.5 below 2) to its level 7.
+    network = constant_network([[0.0, 0.0]] * 2, [0.25, 0.25])
+    mean, std = torch.tensor([7.0, 7.0]), torch.tensor([5.0, 0.5])
+    model = MarketModel(
+        make_model(network).fields,
+        make_model(network).config,
+        Normaliser(mean, std),
+        Normaliser(torch.tensor([0.1, 0.1]), torch.tensor([2.0, 2.0])),
+        network,
+        elites=(0,),
+        support=(torch.full((2,), -1e6), torch.full((2,), 1e6)),
     )
-    model.input_normaliser.std[1] = 0.5
     assert model.reverting.tolist() == [False, True]
+    assert model.baseline(torch.tensor([[3.0, 4.0]]))[0].tolist() == pytest.approx([3.1, 7.0])
+
+
+def test_mean_is_the_line_and_as_much_of_the_network_as_is_believed(make_model, constant_network):
+    # Inputs (x - 1)/2; line: column 0 gains 2 * (0.5 + 0.25 * input 0), column 1 (reverting) is 2 * (-1 * input 1).
+    line = torch.tensor([[0.5, 0.25, 0.0], [0.0, 0.0, -1.0]])
+    model = make_model(constant_network([[1.0, 1.0]] * 2, [0.25, 0.25]), mean=1.0, std=2.0, delta_std=2.0, line=line)
+    model.input_normaliser.std[1] = 1.0
     features = torch.tensor([[3.0, 4.0]])
-    assert model.baseline(features)[0].tolist() == pytest.approx([3.1, 7.0])
-    assert model.predict(features)[0][0, 0].tolist() == pytest.approx([5.1, 6.1])
+    # Column 0: 3 + 2 * (0.5 + 0.25 * 1); column 1: 2 * (-3).
+    assert model.baseline(features)[0].tolist() == pytest.approx([4.5, -6.0])
     model.mean_shrinkage.copy_(torch.tensor([0.5, 0.0]))
-    assert model.predict(features)[0][0, 0].tolist() == pytest.approx([4.1, 7.0])
+    assert model.predict(features)[0][0, 0].tolist() == pytest.approx([5.5, -6.0])
+    assert model.outlook(features).mean[0].tolist() == pytest.approx([5.5, -6.0])
+
+
+def test_line_does_not_extrapolate(make_model, constant_network):
+    line = torch.tensor([[0.0, 1.0]])
+    model = make_model(constant_network([[0.0]] * 2, [1.0]), line=line, support=2.0)
+    # Beyond the support the slope acts on 2, the level still moves with the features.
+    assert model.baseline(torch.tensor([[5.0]])).item() == pytest.approx(7.0)
+
+
+def test_line_of_another_shape_is_refused(make_model, constant_network):
+    with pytest.raises(ValueError, match=re.escape("line: expected [1, 2], was [2, 2]")):
+        make_model(constant_network([[0.0]] * 2, [1.0]), line=torch.zeros(2, 2))
+
+
+def test_outlook_in_chunks_is_the_outlook_of_each_part(make_model, constant_network, monkeypatch):
+    model = make_model(constant_network([[0.3, -1.0], [0.5, 1.0]], [0.25, 0.5]))
+    features = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
+    whole = model.outlook(features)
+    monkeypatch.setattr("world_model.model.CHUNK_ROWS", 3)
+    for part, again in zip(whole, model.outlook(features), strict=True):
+        torch.testing.assert_close(part, again)
+    # Law of total variance by hand: noise 0.25 and 0.5, means 0.3 and 0.5, -1 and 1.
+    torch.testing.assert_close(whole.variance[0], torch.tensor([0.25 + 0.01, 0.5 + 1.0]))
+    assert whole.disagreement[0].item() == pytest.approx((0.1 + 1.0) / 2)

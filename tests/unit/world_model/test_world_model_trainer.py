@@ -12,6 +12,7 @@ from data.fields import Field
 from data.files import canonical_json
 from world_model import TrainingError, evaluate_market_model, fit_market_model
 from world_model.trainer import (
+    _beyond_line,
     bootstrap_indices,
     epoch_batches,
     epoch_steps,
@@ -66,7 +67,8 @@ def test_recalibration_restores_coverage_on_rows_it_never_saw(learned):
     broken, after = recalibrate(model, test[:1000])
     assert broken["80"] < 0.6
     assert after["80"] == pytest.approx(0.8, abs=0.02)
-    assert (model.variance_scale > 3.0).all()
+    point = torch.from_numpy(test[:1])
+    torch.testing.assert_close(model.total_variance(point), fitted.total_variance(point), rtol=0.2, atol=0.0)
     found = model.variance_scale.clone()
     assert recalibrate(model, test[:1000]) == (broken, after)  # starts afresh, does not multiply up
     assert torch.equal(model.variance_scale, found)
@@ -242,7 +244,10 @@ def test_every_member_ends_with_the_weights_of_its_own_best_epoch(autoregression
     assert len({*report.best_epochs}) > 1
     holdout = torch.from_numpy(walk[report.train_rows + 10 :])
     network_inputs = model.input_normaliser(model.clamp(holdout[:-1].float()))
-    target = model.delta_normaliser((holdout[1:] - holdout[:-1]).float())
+    # The line that the members saw; the model has one fitted to all rows.
+    inputs = model.input_normaliser(model.clamp(torch.from_numpy(walk[:-1]).float()))
+    _, targets = _beyond_line(inputs, walk, report.train_rows, model.input_normaliser, model.delta_normaliser)
+    target = targets[report.train_rows + 10 :]
     with torch.no_grad():
         scores = stopping_score(*model.network(network_inputs), target, model.varying)
     assert scores.tolist() == pytest.approx(report.member_scores, abs=1e-4)
@@ -341,13 +346,28 @@ def test_support_covers_every_training_row(autoregression, make_fields):
     assert not model.in_support(torch.from_numpy(values[:1] + 100.0)).any()
 
 
-def test_shrinkage_keeps_structure_and_drops_noise(make_fields):
-    # Column 0 follows column 1 with one bar's delay; column 1 is white noise, so nothing departs from its level.
+def test_line_takes_what_is_straight_the_network_what_is_not_and_noise_is_dropped(make_fields):
+    # Column 0 follows column 1 with one bar's delay, column 2 its absolute value; column 1 is white noise.
     generator = np.random.default_rng(0)
     noise = generator.standard_normal(1201)
-    features = np.stack([np.concatenate([[0.0], noise[:-1]]), noise], axis=1)
+    before = np.concatenate([[0.0], noise[:-1]])
+    features = np.stack([before, noise, np.abs(before)], axis=1)
     config = WorldModelConfig(num_members=3, num_elites=2, hidden=(16,), batch_size=256, max_epochs=60)
-    model, report = fit_market_model(features, make_fields(2), config, seed=0)
-    assert report.mean_shrinkage["f0"] > 0.9
+    model, report = fit_market_model(features, make_fields(3), config, seed=0)
+    assert model.baseline(torch.tensor([[0.0, 2.0, 0.0]]))[0, 0].item() == pytest.approx(2.0, abs=0.05)
+    assert report.mean_shrinkage["f2"] > 0.9
     assert report.mean_shrinkage["f1"] < 0.5
     assert [*report.mean_shrinkage.values()] == model.mean_shrinkage.tolist()
+
+
+def test_the_newest_rows_have_their_say_in_the_line(make_fields):
+    # The slope turns in the holdout, which no gradient has seen.
+    rng = np.random.default_rng(0)
+    before = rng.standard_normal(1001)
+    turned = np.where(np.arange(1000) < 800, 1.0, -1.0) * before[:-1] + 0.3 * rng.standard_normal(1000)
+    features = np.stack([np.concatenate([[0.0], turned]), before], axis=1)
+    config = WorldModelConfig(num_members=2, num_elites=1, hidden=(8,), batch_size=256, max_epochs=2)
+    model, _ = fit_market_model(features, make_fields(2), config, seed=0)
+    slope = model.baseline(torch.tensor([[0.0, 1.0]])) - model.baseline(torch.tensor([[0.0, 0.0]]))
+    # 80 % of the rows say 1, 20 % say -1.
+    assert slope[0, 0].item() == pytest.approx(0.6, abs=0.15)
