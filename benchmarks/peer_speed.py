@@ -255,8 +255,8 @@ def _transitions(shapes: Shapes, rng: np.random.Generator) -> dict[str, np.ndarr
     return {
         "obs": obs,
         "action": rng.standard_normal((rows, shapes["actions"])).astype(np.float32),
-        "next_obs": obs + 0.1 * rng.standard_normal(obs.shape).astype(np.float32),
-        "reward": rng.standard_normal(rows).astype(np.float32),
+        "next_obs": obs + rng.normal(scale=0.1, size=obs.shape).astype(np.float32),
+        "reward": rng.normal(size=(rows,)).astype(np.float32),
     }
 
 

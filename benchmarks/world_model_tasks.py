@@ -120,7 +120,7 @@ def plain_torch_tasks(shapes: Shapes) -> Tasks:
 
     def epoch() -> None:
         order = torch.stack([torch.randperm(indices.shape[1], generator=generator) for _ in indices])
-        for rows in torch.gather(indices, 1, order).split(shapes.batch, dim=1):
+        for rows in torch.split(torch.gather(indices, 1, order), shapes.batch, dim=1):
             mean, logvar = forward(inputs[rows])
             loss = member_nll(mean, logvar, targets[rows]).sum()
             optimiser.zero_grad()

@@ -40,7 +40,7 @@ def world_model_tables(speed: Mapping[str, Any], reuse: float, year: Mapping[str
 
 
 def _contenders(task: str, speed: Mapping[str, Any]) -> WorkTable:
-    rows = []
+    rows: Rows = []
     for timing in speed["timings"]:
         if timing["task"] == task:
             ratios = speed["ratios"][task][timing["contender"]]

@@ -105,7 +105,7 @@ class EnsembleMLP(nn.Module):
         order = torch.argsort(member, stable=True)
         rows = inputs.index_select(0, order)
         found = inputs.new_empty(len(inputs), 2 * self.num_outputs)
-        for index, (part, out) in enumerate(zip(rows.split(counts), found.split(counts), strict=True)):
+        for index, (part, out) in enumerate(zip(torch.split(rows, counts), torch.split(found, counts), strict=True)):
             if len(part):
                 self._run_member(index, part, out)
         outputs = torch.empty_like(found).index_copy_(0, order, found)
