@@ -171,6 +171,67 @@ def fan_chart(
     return figure
 
 
+def coverage_by_column(coverage: Mapping[str, Mapping[str, float]], *, title: str = "Coverage by column") -> Figure:
+    """Which columns have intervals of the wrong size: the observed shares of each, beside their nominal levels.
+
+    Args: column to nominal level in percent to the observed share, e.g. {"volume": {"80": 0.79}}; the same levels for
+        all. Drawn from top to bottom.
+    Raises: ValueError if there are no columns, the levels differ or a share is outside [0, 1].
+    """
+    levels = sorted(next(iter(coverage.values()), {}), key=float)
+    if not levels or any({*shares} != {*levels} for shares in coverage.values()):
+        raise ValueError(f"coverage: expected the same levels for one column or more, was {dict(coverage)}")
+    shares = np.array([[column[level] for level in levels] for column in coverage.values()])
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("coverage: expected shares in [0, 1], found others or NaN")
+    figure = Figure(figsize=(8, 1.4 + 0.25 * len(coverage)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(coverage))
+    for index, (level, observed) in enumerate(zip(levels, shares.T, strict=True)):
+        colour, nominal = CYCLE[index % len(CYCLE)], float(level) / 100
+        axes.axvline(nominal, color=colour, linewidth=1.2, linestyle="--")
+        axes.plot(observed, rows, "o", color=colour, markersize=5, label=f"{level} % interval, nominal dashed")
+    axes.set_yticks(rows, list(coverage))
+    axes.set(xlim=(0, 1.02), ylim=(len(coverage) - 0.5, -0.5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("share of outcomes inside")
+    figure.legend(loc="outside lower center", ncols=len(levels), frameon=False)
+    _tidy(axes)
+    return figure
+
+
+def curves(
+    x: NDArray[np.number] | NDArray[np.datetime64],
+    lines: Mapping[str, NDArray[np.floating]],
+    *,
+    title: str,
+    ylabel: str,
+    xlabel: str = "",
+) -> Figure:
+    """Several quantities over the same axis, such as learning curves or densities over time.
+
+    Args: x [N], numbers or timestamps; lines by label, each [N]. NaN leaves a gap.
+    Raises: ValueError if there are none or a length differs.
+    """
+    if not lines:
+        raise ValueError("lines: expected at least one, was empty")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, values) in enumerate(lines.items()):
+        if np.shape(values) != (len(x),):
+            raise ValueError(f"lines[{label!r}]: expected [{len(x)}], was {list(np.shape(values))}")
+        axes.plot(x, values, color=CYCLE[index % len(CYCLE)], linewidth=1.4, label=label)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.legend(loc="best", frameon=False)
+    _tidy(axes)
+    if np.issubdtype(np.asarray(x).dtype, np.datetime64):
+        _dates(axes)
+    return figure
+
+
 def latency_histogram(ms: NDArray[np.floating], budget: float, *, title: str = "Decision latency") -> Figure:
     """Histogram of latencies on a logarithmic axis, with p50, p95, p99 and the budget.
 

@@ -9,6 +9,8 @@ import pytest
 
 from evaluation import BuyAndHold, RandomValid, backtest
 from evaluation.plots import (
+    coverage_by_column,
+    curves,
     equity_and_drawdown,
     fan_chart,
     holdout_calibration,
@@ -114,6 +116,49 @@ def test_fan_chart_checks_its_input():
     for quantiles in ((), (0.05, 0.5, 0.95), (0.95, 0.05), (0.1, 0.8)):
         with pytest.raises(ValueError, match="quantiles"):
             fan_chart(paths, None, quantiles)
+
+
+def test_coverage_by_column_puts_observed_shares_beside_their_level():
+    coverage = {"calm": {"50": 0.5, "95": 0.94}, "gap": {"95": 0.31, "50": 0.07}}
+    figure = coverage_by_column(coverage)
+    (axes,) = figure.axes
+    nominal, observed = axes.lines[::2], axes.lines[1::2]
+    assert [line.get_xdata()[0] for line in nominal] == [0.5, 0.95]
+    assert [list(line.get_xdata()) for line in observed] == [[0.5, 0.07], [0.94, 0.31]]
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels] == ["calm", "gap"]
+    assert axes.yaxis_inverted()
+    size_of(png_bytes(figure, dpi=50))
+
+
+@pytest.mark.parametrize("coverage", [{}, {"a": {}}, {"a": {"50": 0.5}, "b": {"80": 0.5}}])
+def test_coverage_by_column_refuses_columns_without_common_levels(coverage):
+    with pytest.raises(ValueError, match="the same levels"):
+        coverage_by_column(coverage)
+
+
+@pytest.mark.parametrize("share", [1.1, float("nan")])
+def test_coverage_by_column_refuses_what_is_no_share(share):
+    with pytest.raises(ValueError, match="shares in"):
+        coverage_by_column({"a": {"50": share}})
+
+
+def test_curves_draw_each_line_over_numbers_and_over_dates():
+    values = {"real": np.array([1.0, 2.0, 3.0]), "imagined": np.array([3.0, np.nan, 1.0])}
+    figure = curves(np.array([10, 20, 30]), values, title="Rewards", xlabel="steps", ylabel="per bar")
+    assert {"real", "imagined", "Rewards", "steps", "per bar"} <= set(texts(figure))
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[10, 1], [20, 2], [30, 3]]
+    days = np.array(["2018-01-30", "2018-01-31", "2018-02-01"], dtype="datetime64[D]")
+    dated = curves(days, values, title="Rewards", ylabel="per bar")
+    size_of(png_bytes(dated, dpi=50))
+    assert "Jan-30" in [label.get_text() for label in dated.axes[0].get_xticklabels()]
+
+
+def test_curves_refuse_nothing_and_other_lengths():
+    with pytest.raises(ValueError, match="lines: expected at least one"):
+        curves(np.arange(3), {}, title="", ylabel="")
+    with pytest.raises(ValueError, match=r"lines\['a'\]: expected \[3\], was \[2\]"):
+        curves(np.arange(3), {"a": np.zeros(2)}, title="", ylabel="")
 
 
 def test_latency_histogram_names_percentiles_and_the_share_over_budget():
