@@ -25,7 +25,7 @@ TUNING_RUNS = 50_000
 GRIDS: dict[str, dict[str, Sequence[Any]]] = {
     "model_free": {
         "model_free.total_steps": (300_000, 600_000, 1_200_000, 2_400_000),
-        "model_free.learning_rate": (1e-4, 2e-4, 5e-4, 1e-3),
+        "model_free.learning_rate": (1e-4, 2e-4, 5e-4, 1e-3, 2e-3),
         "model_free.ent_coef": (0.0, 0.003, 0.01, 0.03),
         "model_free.gamma": (0.8, 0.9, 0.95, 0.97, 0.99),
         "model_free.gae_lambda": (0.8, 0.95, 1.0),
