@@ -257,7 +257,8 @@ def stopping_score(mean: Tensor, logvar: Tensor, target: Tensor, varying: Tensor
 def recalibrate(model: MarketModel, features: NDArray[np.float64]) -> tuple[dict[str, float], dict[str, float]]:
     """Set the model's `mean_shrinkage`, then its `variance_scale`, on features [T, M].
 
-    Afterwards means have the least-squares size and squared standardised residuals average to 1.
+    Afterwards the networks' means have as much of their least-squares size as is sure, and squared standardised
+    residuals average to 1.
     Returns: central coverage before and after, both on these very rows; only a later slice is an honest test.
     """
     model.mean_shrinkage.fill_(1.0)
