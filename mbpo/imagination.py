@@ -97,17 +97,17 @@ def imagine_market(
     with torch.no_grad():
         for first in range(0, len(starts), CHUNK_ROWS):
             current = starts[first : first + CHUNK_ROWS]
-            outlook = model.outlook(current)
+            chunk = slice(first, first + CHUNK_ROWS)
             for step in range(horizon):
                 pick = torch.randint(len(elites), (len(current),), generator=generator)
                 noise = torch.randn(current.shape, generator=generator)
-                current = model.sample_next(current, elites[pick], noise)
-                chunk = slice(first, first + CHUNK_ROWS)
+                current, outlook = model.advance(current, elites[pick], noise, moves)
+                if step > 0:
+                    uncertainty[chunk, step - 1] = outlook.disagreement
                 rows[chunk, step] = current
-                mean[chunk, step], variance[chunk, step] = outlook.mean[:, moves], outlook.variance[:, moves]
+                mean[chunk, step], variance[chunk, step] = outlook.mean, outlook.variance
                 supported[chunk, step] = ~model.at_edge(current)
-                outlook = model.outlook(current)
-                uncertainty[chunk, step] = outlook.disagreement
+            uncertainty[chunk, -1] = model.disagreement(current)
             if progress is not None:
                 progress(min(first + CHUNK_ROWS, len(starts)), len(starts))
     if not torch.isfinite(rows).all():

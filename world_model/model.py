@@ -24,6 +24,7 @@ from world_model.volatility import VolatilityLine
 
 # Rows run at once: beyond it what the members say of them no longer stays in the cache until it is summed up.
 CHUNK_ROWS = 1024
+ALL = slice(None)
 
 
 class Outlook(NamedTuple):
@@ -180,7 +181,7 @@ class MarketModel(nn.Module):
         """
         features = self._checked(features, ranks=(2, 3))
         mean, logvar = self._run(features, members)
-        return self._raw_units(features, mean, logvar)
+        return self._raw_units(self.baseline(features), mean, logvar)
 
     def mixture(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, M] and variance [B, M] of the equal-weight mixture of elites (law of total variance)."""
@@ -241,22 +242,52 @@ class MarketModel(nn.Module):
         Returns: [B, M].
         Raises: ValueError on an empty batch, a wrong shape, or a member that is no elite.
         """
-        features = self._checked(features, ranks=(2,))
-        rows = features.shape[0]
-        if member.shape != (rows,) or member.dtype != torch.int64:
-            raise ValueError(f"member: expected int64 [{rows}], was {member.dtype} {[*member.shape]}")
-        if noise.shape != features.shape:
-            raise ValueError(f"noise: expected {[*features.shape]}, was {[*noise.shape]}")
-        if not torch.isin(member, self.elite_index).all():
-            raise ValueError(f"member: expected elites {self.elites}, was {sorted({*member.tolist()})}")
+        features = self._checked_draw(features, member, noise)
         low, high = self.support_low, self.support_high
-        if self.inverse_dof.any() or self.follows_baseline.any():
-            noise = transform(noise, self.innovations)
+        noise = self._innovation(noise)
         # In place where it can be: fresh memory costs more than the arithmetic.
         inputs = torch.clamp(features, low, high).sub_(self.input_normaliser.mean).div_(self.input_normaliser.std)
         found = self._in_deltas(features, *self.network.rowwise(inputs, member))
-        mean, var = self._raw_units(features, *found)
+        mean, var = self._raw_units(self.baseline(features), *found)
         return torch.addcmul(mean, var.sqrt_(), noise).clamp_(low, high)
+
+    @torch.no_grad()
+    def advance(
+        self, features: Tensor, member: Tensor, noise: Tensor, columns: Sequence[int]
+    ) -> tuple[Tensor, Outlook]:
+        """`sample_next` and the `outlook` it is drawn from by one run of the elites, equal to the two up to rounding.
+
+        Variances cost as much as the products; here only those of the member drawn from and of `columns` are computed.
+
+        Args: as `sample_next`; columns: C features whose mean and variance the outlook is wanted of.
+        Returns: the next rows [B, M], and the outlook at the given ones with mean [B, C] and variance [B, C].
+        Raises: as `sample_next`.
+        """
+        features, wanted = self._checked_draw(features, member, noise), [*columns]
+        slot = (member.unsqueeze(1) == self.elite_index).int().argmax(dim=1)
+        share, reach = self.logvar_shrinkage.expand(self.num_features), self.mean_shrinkage * self.delta_normaliser.std
+        drawn, outlooks = torch.empty_like(features), []
+        parts = (torch.split(whole, CHUNK_ROWS) for whole in (features, slot, self._innovation(noise), drawn))
+        for rows, picked, draws, out in zip(*parts, strict=True):
+            mean, raw = self.network.unbounded(self.input_normaliser(self.clamp(rows)), self.elites)
+            own, size = (picked, torch.arange(len(rows))), torch.zeros(())
+            if self.volatility.active:
+                size = self.volatility(rows)
+                mean = mean * torch.exp(0.5 * size)
+            baseline = self.baseline(rows)
+            level, var = self._raw_units(baseline, mean[own], share * self.network.bounded(raw[own]) + size)
+            torch.addcmul(level, var.sqrt_(), draws, out=out)
+            centre, between = _moments(mean)
+            logvar = share[wanted] * self.network.bounded(raw[..., wanted]) + size.expand_as(rows)[:, wanted]
+            outlooks.append(
+                Outlook(
+                    mean=(baseline + reach * centre)[:, wanted],
+                    variance=self._variance(torch.exp(logvar).mean(dim=0), wanted)
+                    + (between * (reach * reach))[:, wanted],
+                    disagreement=torch.sqrt(between).mean(dim=-1),
+                )
+            )
+        return drawn.clamp_(self.support_low, self.support_high), Outlook(*map(torch.cat, zip(*outlooks, strict=True)))
 
     def clamp(self, features: Tensor) -> Tensor:
         """Move each feature to the nearest value inside the support; [..., M]. NaN stays NaN."""
@@ -346,15 +377,14 @@ class MarketModel(nn.Module):
         return line
 
     # Mean and variance of the next row from what the network says in delta standard deviations, all [..., M].
-    def _raw_units(self, features: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    def _raw_units(self, baseline: Tensor, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         reach = self.mean_shrinkage * self.delta_normaliser.std
-        return self.baseline(features) + reach * mean, self._variance(torch.exp(logvar))
+        return baseline + reach * mean, self._variance(torch.exp(logvar))
 
-    def _variance(self, unit: Tensor) -> Tensor:
+    def _variance(self, unit: Tensor, columns: list[int] | slice = ALL) -> Tensor:
         spread = self.delta_normaliser.std
-        return torch.where(
-            self.follows_baseline, self.constant_variance, unit * (spread * spread * self.variance_scale)
-        )
+        size = (spread * spread * self.variance_scale)[columns]
+        return torch.where(self.follows_baseline[columns], self.constant_variance[columns], unit * size)
 
     # Network and line see clamped inputs. Beyond the training range it would extrapolate without bound: a single
     # bar with volume 0 once made it miss every other feature of the next bar by dozens of standard deviations.
@@ -370,6 +400,21 @@ class MarketModel(nn.Module):
             return mean, logvar
         size = self.volatility(features)
         return mean * torch.exp(0.5 * size), logvar + size
+
+    def _innovation(self, noise: Tensor) -> Tensor:
+        gaussian = not (self.inverse_dof.any() or self.follows_baseline.any())
+        return noise if gaussian else transform(noise, self.innovations)
+
+    def _checked_draw(self, features: Tensor, member: Tensor, noise: Tensor) -> Tensor:
+        features = self._checked(features, ranks=(2,))
+        rows = features.shape[0]
+        if member.shape != (rows,) or member.dtype != torch.int64:
+            raise ValueError(f"member: expected int64 [{rows}], was {member.dtype} {[*member.shape]}")
+        if noise.shape != features.shape:
+            raise ValueError(f"noise: expected {[*features.shape]}, was {[*noise.shape]}")
+        if not torch.isin(member, self.elite_index).all():
+            raise ValueError(f"member: expected elites {self.elites}, was {sorted({*member.tolist()})}")
+        return features
 
     def _checked(self, features: Tensor, ranks: tuple[int, ...]) -> Tensor:
         wanted = " or ".join("[B, M]" if rank == 2 else "[K, B, M]" for rank in ranks)

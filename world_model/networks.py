@@ -80,7 +80,16 @@ class EnsembleMLP(nn.Module):
         """
         outputs = self._outputs(inputs, members, 2 * self.num_outputs, dropout, generator)
         mean, raw = outputs[..., : self.num_outputs], outputs[..., self.num_outputs :]
-        return mean, self.logvar_mid + self.logvar_half * torch.tanh(raw)
+        return mean, self.bounded(raw)
+
+    def unbounded(self, inputs: Tensor, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, but with what `bounded` turns into log-variances, for callers who need few of them."""
+        outputs = self._outputs(inputs, members, 2 * self.num_outputs)
+        return outputs[..., : self.num_outputs], outputs[..., self.num_outputs :]
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        """Log-variances of outputs of the last layer, any shape."""
+        return self.logvar_mid + self.logvar_half * torch.tanh(raw)
 
     def mean(self, inputs: Tensor, members: Sequence[int] | None = None) -> Tensor:
         """Mean [K, B, O] of each member, a fifth cheaper than `forward`; arguments and errors as there."""

@@ -71,6 +71,13 @@ class SteppingMarket:
         following[:, 3] += 1
         return following
 
+    def advance(
+        self, features: torch.Tensor, member: torch.Tensor, noise: torch.Tensor, columns: list[int]
+    ) -> tuple[torch.Tensor, Outlook]:
+        seen = self.outlook(features)
+        kept = Outlook(seen.mean[:, columns], seen.variance[:, columns], seen.disagreement)
+        return self.sample_next(features, member, noise), kept
+
     def outlook(self, features: torch.Tensor) -> Outlook:
         mean = features.clone()
         mean[:, :2] = 0.0

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.schema import WorldModelConfig
 from data import FEATURE_FIELDS, Field
 from world_model import MarketModel, fit_market_model
 from world_model.bar_return import return_log_density
@@ -103,3 +104,19 @@ def test_the_line_travels_with_the_model(tmp_path, small_config):
 def test_units_decide_not_names():
     renamed = tuple(Field(f"x_{field.name}", *list(vars(field).values())[1:]) for field in FIELDS)
     assert not VolatilityLine(renamed).active  # without the bar's own move
+
+
+def test_advance_knows_the_volatility_line():
+    values, _ = clustered(700)
+    config = WorldModelConfig(num_members=2, num_elites=2, hidden=(8,), max_epochs=2, batch_size=128)
+    model, _ = fit_market_model(values, FIELDS, config, seed=0)
+    assert model.volatility.active
+    features = torch.from_numpy(values[:50]).to(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    member, noise = torch.tensor(model.elites).repeat(25), torch.randn(50, 3, generator=generator)
+    drawn, outlook = model.advance(features, member, noise, (0, 1))
+    torch.testing.assert_close(drawn, model.sample_next(features, member, noise))
+    wanted = model.outlook(features)
+    torch.testing.assert_close(outlook.mean, wanted.mean[:, :2])
+    torch.testing.assert_close(outlook.variance, wanted.variance[:, :2])
+    torch.testing.assert_close(outlook.disagreement, wanted.disagreement)

@@ -63,6 +63,27 @@ def test_sample_uses_each_rows_own_member_and_noise(make_network, make_model, mo
         torch.testing.assert_close(drawn[row], wanted)
 
 
+@pytest.mark.parametrize("followed", [False, True])
+def test_advance_is_the_draw_and_the_outlook_it_is_drawn_from(make_network, make_model, monkeypatch, followed):
+    monkeypatch.setattr(model_module, "CHUNK_ROWS", 8)
+    model = make_model(make_network(), elites=(3, 0, 1), mean=0.2, std=2.0, delta_mean=0.1, delta_std=0.5)
+    model.mean_shrinkage.copy_(torch.tensor([0.3, 1.0, 0.7]))
+    model.logvar_shrinkage.copy_(torch.tensor([1.0, 0.4, 0.6]))
+    model.variance_scale.copy_(torch.tensor([2.0, 1.0, 0.5]))
+    model.follows_baseline[2] = followed
+    features, noise = randn(20, 3), randn(20, 3, seed=1)
+    member = torch.tensor([3, 0, 1, 0] * 5)
+    drawn, outlook = model.advance(features, member, noise, (2, 0))
+    torch.testing.assert_close(drawn, model.sample_next(features, member, noise))
+    wanted = model.outlook(features)
+    torch.testing.assert_close(outlook.mean, wanted.mean[:, [2, 0]])
+    torch.testing.assert_close(outlook.variance, wanted.variance[:, [2, 0]])
+    torch.testing.assert_close(outlook.disagreement, wanted.disagreement)
+    assert outlook.disagreement.min() > 0.0
+    with pytest.raises(ValueError, match=r"member: expected elites \(3, 0, 1\)"):
+        model.advance(features, torch.full((20,), 2), noise, (0,))
+
+
 def test_zero_noise_gives_the_members_mean(make_network, make_model):
     model, features = make_model(make_network()), randn(5, 3)
     drawn = model.sample_next(features, torch.full((5,), 2), torch.zeros(5, 3))
