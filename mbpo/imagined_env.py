@@ -25,6 +25,8 @@ class ImaginedStatistics:
 
     steps: int = 0
     raw_reward: float = 0.0
+    absolute_reward: float = 0.0
+    """Sum of the sizes of the raw rewards."""
     penalty: float = 0.0
     uncertainty: float = 0.0
     terminated: int = 0
@@ -34,13 +36,12 @@ class ImaginedStatistics:
     """Branches cut because no action could be called valid."""
 
     def means(self) -> dict[str, float]:
-        """Per-step means, for logging."""
+        """Per-step means, for logging. `penalty_share` is the mean penalty over the mean size of a raw reward."""
         steps = max(self.steps, 1)
-        reward = abs(self.raw_reward)
         return {
             "imagined_raw_reward": self.raw_reward / steps,
             "imagined_penalised_reward": (self.raw_reward - self.penalty) / steps,
-            "penalty_share": self.penalty / reward if reward else 0.0,
+            "penalty_share": self.penalty / self.absolute_reward if self.absolute_reward else 0.0,
             "imagined_uncertainty": self.uncertainty / steps,
             "imagined_termination_rate": self.terminated / steps,
             "imagined_out_of_support_rate": self.out_of_support / steps,
@@ -182,6 +183,7 @@ class ImaginedVecEnv(BatchVecEnv):
         totals = self.statistics
         totals.steps += rows
         totals.raw_reward += float(raw.sum())
+        totals.absolute_reward += float(np.abs(raw).sum())
         totals.penalty += float(penalty.sum())
         totals.uncertainty += float(step.uncertainty.sum())
         totals.terminated += int(terminated.sum())

@@ -108,7 +108,8 @@ def refit_volatility(model: MarketModel, features: NDArray[np.float64]) -> None:
     """
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
     mean, var = (part.double() for part in model.mixture(current))
-    line = model.volatility(current.to(torch.float32)).double()
+    # Columns that follow the baseline have a variance without the line.
+    line = model.volatility(current.to(torch.float32)).double().masked_fill_(model.follows_baseline, 0.0)
     model.volatility.fit(features[:-1], (following - mean) * torch.exp(0.5 * line) / torch.sqrt(var), model.varying)
 
 

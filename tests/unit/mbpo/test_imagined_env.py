@@ -137,6 +137,15 @@ def test_the_penalty_is_charged_per_unit_of_disagreement() -> None:
     assert statistics["penalty_share"] == pytest.approx(4.0 / 3.0)
 
 
+def test_the_share_of_the_penalty_is_of_the_size_of_rewards_not_of_their_sum() -> None:
+    # Rewards -1 and 3 are of size 4 and sum up to 2.
+    model = counting_world(disagree=4.0)
+    env = imagined(model, starts([-2.0], [1.0]), rows=64, penalty_coef=0.5, uncertainty="max_pairwise")
+    reward = env.step(np.tile([0, 1], 32))[1] + 2.0
+    assert reward.min() < 0.0 < reward.max()
+    assert env.take_statistics()["penalty_share"] == pytest.approx(2.0 / np.abs(reward).mean())
+
+
 def test_starts_weigh_episodes_equally_however_short() -> None:
     env = imagined(counting_world(), starts([0.0] * 99, [5.0]), rows=4000)
     assert float((env.rebranch()[:, 0] == 5.0).mean()) == pytest.approx(0.5, abs=0.03)

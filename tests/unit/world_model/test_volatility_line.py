@@ -6,6 +6,7 @@ from configs.schema import WorldModelConfig
 from data import FEATURE_FIELDS, Field
 from world_model import MarketModel, fit_market_model
 from world_model.bar_return import return_log_density
+from world_model.marginals import refit_volatility
 from world_model.volatility import REACH, VolatilityLine, fit_log_variance
 
 NAMES = ("gap_return", "intraday_return", "volatility_20")
@@ -99,6 +100,17 @@ def test_the_line_travels_with_the_model(tmp_path, small_config):
     rows = torch.from_numpy(values[:5])
     for ours, theirs in zip(model.predict(rows), again.predict(rows), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_column_that_follows_the_baseline_keeps_its_line_when_it_is_fitted_again(small_config):
+    values, _ = clustered(1000)
+    model, _ = fit_market_model(values, FIELDS, small_config, seed=0)
+    model.follows_baseline.copy_(torch.tensor([False, True, False]))
+    refit_volatility(model, values)
+    once = model.volatility.weights.clone()
+    refit_volatility(model, values)
+    assert once[:, 1].abs().max().item() > 0.1
+    torch.testing.assert_close(model.volatility.weights[:, 1], once[:, 1], rtol=1e-3, atol=1e-4)
 
 
 def test_units_decide_not_names():
