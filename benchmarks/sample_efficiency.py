@@ -224,10 +224,10 @@ class Judge:
         score = world.score(play(world.build, policy, world.look_episodes, LOOK_SEED))
         self.steps.append(real_steps)
         self.returns.append(score)
-        for mark in world.marks:
-            if real_steps <= mark:
-                fresh = play(world.build, policy, world.episodes, FINAL_SEED)
-                self.marks[str(mark)] = world.score(fresh)
+        ahead = [mark for mark in world.marks if real_steps <= mark]
+        if ahead:
+            fresh = world.score(play(world.build, policy, world.episodes, FINAL_SEED))
+            self.marks |= {str(mark): fresh for mark in ahead}
         if score >= world.goal:
             confirmed = world.score(play(world.build, policy, world.episodes, CONFIRM_SEED))
             if confirmed >= world.goal:

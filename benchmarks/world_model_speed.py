@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -141,8 +142,11 @@ def measure_world_model(
         )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    opened = {name: Peer(name, shapes, peer_python or Path(sys.executable)) for name in peers}
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(torch.set_num_threads, threads)
+        opened = {
+            name: cleanup.enter_context(Peer(name, shapes, peer_python or Path(sys.executable))) for name in peers
+        }
         run: dict[tuple[str, str], Callable[[], tuple[float, float]]] = {}
         for name, build in CONTENDERS.items():
             run |= {(name, task): _timed(call) for task, call in build(shapes).items()}
@@ -154,10 +158,6 @@ def measure_world_model(
                 runs[key].append(call())
             if progress is not None:
                 progress(round_, repeats)
-    finally:
-        torch.set_num_threads(threads)
-        for peer in opened.values():
-            peer.close()
     return WorldModelReport(
         shapes=shapes,
         timings=tuple(Timing.of(*key, found[1:]) for key, found in runs.items()),

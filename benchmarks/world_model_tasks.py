@@ -21,6 +21,7 @@ from mbpo import imagine_market
 from world_model import EnsembleMLP, MarketModel, Normaliser, member_nll
 from world_model.backprop import MemberGradients
 from world_model.trainer import bootstrap_indices, epoch_batches
+from world_model.volatility import BAR_MOVES
 
 Tasks = dict[str, Callable[[], object]]
 """`epoch`, `imagine`, `sample`, each run as a whole."""
@@ -214,8 +215,7 @@ def _table(shapes: Shapes, generator: torch.Generator) -> tuple[torch.Tensor, to
 
 
 def _market(shapes: Shapes, generator: torch.Generator) -> MarketModel:
-    moves = ["gap_return", "intraday_return"]
-    names = [*moves, *(f"feature_{index}" for index in range(shapes.inputs - len(moves)))]
+    names = [*BAR_MOVES, *(f"feature_{index}" for index in range(shapes.inputs - len(BAR_MOVES)))]
     ones = torch.ones(shapes.inputs)
     return MarketModel(
         [Field(name, "market", "1", -math.inf, math.inf, "benchmark") for name in names],

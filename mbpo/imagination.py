@@ -15,16 +15,14 @@ import numpy as np
 import torch
 
 from world_model import MarketModel
-
-MOVES = ("gap_return", "intraday_return")
-"""Columns that move an account."""
+from world_model.volatility import BAR_MOVES
 
 CHUNK_ROWS = 8192
 """Starting rows imagined at once; bounds memory, not results."""
 
 
 class Forecast(NamedTuple):
-    """What the elites expect of the two moves of a bar, one bar before; arrays [..., 2] in the order of `MOVES`."""
+    """What the elites expect of the two moves of a bar, one bar before; arrays [..., 2] in the order of `BAR_MOVES`."""
 
     mean: np.ndarray
     """Log returns."""
@@ -52,11 +50,11 @@ class MarketBranches:
             self.features.ndim != 4
             or self.uncertainty.shape != shape
             or self.supported.shape != shape
-            or {*forecast} != {(*shape, len(MOVES))}
+            or {*forecast} != {(*shape, len(BAR_MOVES))}
         ):
             raise ValueError(
                 f"branches: expected features [T, K, H, M], uncertainty and supported [T, K, H], forecast "
-                f"[T, K, H, {len(MOVES)}], was {list(self.features.shape)}, {list(self.uncertainty.shape)}, "
+                f"[T, K, H, {len(BAR_MOVES)}], was {list(self.features.shape)}, {list(self.uncertainty.shape)}, "
                 f"{list(self.supported.shape)} and {[*map(list, forecast)]}"
             )
 
@@ -131,7 +129,7 @@ def branch_summary(
     Returns: `history` and `depth_1` .. `depth_H`, each with `drift` (mean log return per year) and `volatility` (per
         square root of a year).
     """
-    moves = [names.index(name) for name in MOVES]
+    moves = [names.index(name) for name in BAR_MOVES]
     series = {"history": features[:, moves].sum(axis=1)}
     for depth in range(branches.horizon):
         series[f"depth_{depth + 1}"] = branches.features[:, :, depth, moves].sum(axis=-1, dtype=np.float64)
@@ -157,7 +155,7 @@ def historical_forecast(model: MarketModel, features: np.ndarray) -> Forecast:
 
 def _moves(model: MarketModel) -> list[int]:
     names = [field.name for field in model.fields]
-    return [names.index(name) for name in MOVES]
+    return [names.index(name) for name in BAR_MOVES]
 
 
 def historical_uncertainty(model: MarketModel, features: np.ndarray) -> np.ndarray:

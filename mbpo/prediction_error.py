@@ -7,8 +7,6 @@ import torch
 
 from world_model import MarketModel
 
-CHUNK_ROWS = 8192
-
 
 @torch.no_grad()
 def model_error(model: MarketModel, features: np.ndarray) -> np.ndarray:
@@ -19,9 +17,6 @@ def model_error(model: MarketModel, features: np.ndarray) -> np.ndarray:
         where the model is as wrong as it says.
     """
     rows = torch.as_tensor(features, dtype=torch.float32)
-    parts = []
-    for first in range(0, len(rows) - 1, CHUNK_ROWS):
-        current, following = (rows[first + lag : min(first + CHUNK_ROWS, len(rows) - 1) + lag] for lag in (0, 1))
-        mean, variance = model.mixture(current)
-        parts.append(((following - mean).square() / variance)[:, model.varying].double().mean(dim=1))
-    return torch.cat(parts).numpy()
+    mean, variance = model.mixture(rows[:-1])
+    error = (rows[1:] - mean).square() / variance
+    return error[:, model.varying].double().mean(dim=1).numpy()

@@ -13,11 +13,12 @@ from envs.batch import BatchStep
 from envs.vec_env import TradingVecEnv
 from masking import ActionAudit, check_actions
 from mbpo.control_variate import unforeseen_reward
-from mbpo.imagination import MOVES, Forecast, MarketBranches
+from mbpo.imagination import Forecast, MarketBranches
 from mbpo.penalty import FixedPenalty, PenaltySchedule
 from mbpo.rollout_length import RolloutLength
 from mbpo.rollout_statistics import RolloutStatistics
 from mbpo.starts import StartBuffer
+from world_model.volatility import BAR_MOVES
 
 
 @dataclass
@@ -99,7 +100,7 @@ class MixedVecEnv(TradingVecEnv):
         self._uncertainty = uncertainty
         self._forecast = forecast
         self._control_variate = control_variate
-        self._moves = [dynamics.feature_names.index(name) for name in MOVES]
+        self._moves = [dynamics.feature_names.index(name) for name in BAR_MOVES]
         self._features = features
         self._rng = np.random.default_rng(seed)
         self.walks = (

@@ -190,7 +190,6 @@ def bench_likelihood(
         check_output_file("--json", json_file)
         from benchmarks.likelihood import CONTESTANTS, SMOKE, YARDSTICK, measure_likelihood
         from configs import load_config
-        from pipeline.progress import Reporter
 
         config = load_config("smoke" if smoke else "default")
         reporter = Reporter()
@@ -302,23 +301,24 @@ def bench_world_model(
         from benchmarks.world_model_tasks import SMOKE
         from configs import load_config
         from configs.schema import WorldModelConfig
-        from pipeline.progress import Reporter
 
         reporter = Reporter()
-        with reporter.stage("contenders") as stage:
-            speed = measure_world_model(
-                SMOKE if smoke else None,
-                repeats=1 if smoke else repeats,
-                peers=tuple(PEERS) if peers else (),
-                peer_python=peer_python,
-                progress=stage,
-            )
         fit = None
-        if year:
-            with reporter.stage("year") as stage:
+        try:
+            with reporter.stage("contenders") as stage:
+                speed = measure_world_model(
+                    SMOKE if smoke else None,
+                    repeats=1 if smoke else repeats,
+                    peers=tuple(PEERS) if peers else (),
+                    peer_python=peer_python,
+                    progress=stage,
+                )
+            if year:
                 small: dict[str, Any] = {"transitions": 1000, "config": WorldModelConfig(max_epochs=2)} if smoke else {}
-                fit = year_fit.measure_year(**small, progress=stage)
-        reporter.close()
+                with reporter.stage("year") as stage:
+                    fit = year_fit.measure_year(**small, progress=stage)
+        finally:
+            reporter.close()
         tables = world_model_tables(
             speed.to_dict(), load_config().mbpo.branch_reuse, None if fit is None else fit.to_dict()
         )

@@ -43,7 +43,8 @@ class MarketModel(nn.Module):
 
     `elites` are the members that predictions mix and that imagination samples from; they travel with the weights. The
     mean is a straight line plus what the network makes of the rest. Both see their inputs clamped to the training
-    support, so they never extrapolate; `in_support` tells when that happened. NaN in a feature row gives NaN out; it is
+    support, so they never extrapolate; `in_support` tells when that happened. The volatility line alone sees rows as
+    they are. NaN in a feature row gives NaN out; it is
     never replaced.
     """
 
@@ -112,7 +113,7 @@ class MarketModel(nn.Module):
         self.register_buffer("variance_scale", scale.to(torch.float32, copy=True))
         self.register_buffer("logvar_shrinkage", torch.ones(size))
         self.volatility = VolatilityLine(self.fields)
-        # Tails and draws: Gaussian until `calibrate_tails` or `follow_baselines` say otherwise.
+        # Tails and draws: Gaussian until `calibrate_variance` or `follow_baselines` say otherwise.
         self.register_buffer("inverse_dof", torch.zeros(size))
         self.register_buffer("follows_baseline", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("innovations", student_quantiles(torch.zeros(size)).to(torch.float32))

@@ -55,6 +55,13 @@ class Normaliser(nn.Module):
         """Raw units to standard units."""
         return (values - self.mean) / self.std
 
+    def standardise(self, values: NDArray[np.float64]) -> Tensor:
+        """As `forward`, computed in float64 and returned in float32.
+
+        Columns whose level is large against their spread would lose digits in float32.
+        """
+        return ((torch.from_numpy(values) - self.mean.double()) / self.std.double()).to(torch.float32)
+
     def inverse(self, values: Tensor) -> Tensor:
         """Standard units to raw units."""
         return values * self.std + self.mean

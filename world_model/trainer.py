@@ -74,13 +74,13 @@ class FitReport:
     mean_shrinkage: dict[str, float]
     """Share of each feature's predicted departure from the baseline that is believed, found on the holdout."""
     variance_scale: dict[str, float]
-    """Multiplier of each feature's predicted variance, found on the holdout."""
+    """Multiplier of each feature's predicted variance: found on the holdout, with a volatility line on all rows."""
     coverage_before: dict[str, float]
     """Share of holdout rows inside the central 50/80/95 % intervals before the multiplier."""
     coverage_after: dict[str, float]
-    """The same after it: fitted and measured on the same rows, so it flatters; judge on a later slice."""
+    """The same at the end, of the rows the multiplier was found on, so it flatters; judge on a later slice."""
     holdout: ModelMetrics
-    """All metrics on the holdout after recalibration; chosen and calibrated on these rows, so it flatters too."""
+    """All metrics on the holdout at the end; chosen, calibrated and fitted to these rows too, so it flatters."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
@@ -102,13 +102,16 @@ def fit_market_model(
 ) -> tuple[MarketModel, FitReport]:
     """Fit the ensemble to the transitions of one feature table.
 
-    A straight line is fitted to the next row in closed form (`world_model.linear`), the networks to what it leaves, in
-    standard deviations of `features[t+1] - features[t]`; at the end the line is fitted once more, to all rows. The last
-    `holdout_fraction` of the transitions, in time order, never reach a gradient: each member keeps the weights of its
-    own best epoch there, fitting stops when no member has improved for `patience` epochs, the best members become
-    elites, and per feature one shrinkage of the networks' mean and one variance multiplier are set there in closed
-    form. Each member trains on a bootstrap sample drawn once for the whole fit (PETS). Every random number comes from
-    one generator seeded with `seed`; torch's global generator is not touched.
+    A straight line is fitted to the next row (`world_model.linear`), a second one to the log-variance of what it leaves
+    (`world_model.volatility`), and the networks to the rest, in units of that line and of the standard deviation of
+    `features[t+1] - features[t]`. The last `holdout_fraction` of the transitions, in time order, never reach a
+    gradient: each member keeps the weights of its own best epoch there, fitting stops when no member has improved for
+    `patience` epochs, and the best members become elites. There it is also decided, in this order and per feature, how
+    much of the networks' mean and log-variance is believed, the variance multiplier and tails, and which features
+    follow the baseline. At the end both lines are fitted once more to all rows, the holdout included, and with a
+    volatility line multiplier and tails are set on them. Each member trains on a bootstrap sample drawn once for the
+    whole fit (PETS). Every random number comes from one generator seeded with `seed`; torch's global generator is not
+    touched.
 
     Args:
         features: [T, M], raw units, in time order, one row per bar.
@@ -145,7 +148,7 @@ def fit_market_model(
         raise DataError("features: expected at least one column that varies, all are constant in the training rows")
     low, high = training_support(values[: train_rows + 1])
     # Clamped as in `MarketModel`: the holdout must be seen the way the model will see it.
-    inputs = _standardised(current.clip(low, high), input_normaliser)
+    inputs = input_normaliser.standardise(current.clip(low, high))
     line, targets = _beyond_line(inputs, values, train_rows, input_normaliser, delta_normaliser)
     volatility = VolatilityLine(fields)
     if config.volatility_line:
@@ -298,7 +301,7 @@ def refit_line(model: MarketModel, current: NDArray[np.float64], following: NDAr
     rows, outcome = torch.from_numpy(current), torch.from_numpy(following)
     mean, variance = (part.double() for part in model.mixture(rows))
     learned = mean - model.baseline(rows).double()
-    inputs = _standardised(model.clamp(rows).numpy(), model.input_normaliser)
+    inputs = model.input_normaliser.standardise(model.clamp(rows).numpy())
     spread = model.delta_normaliser.std.double()
     start = torch.where(model.reverting, torch.zeros_like(rows), rows)
     weights = (spread * spread / variance).numpy()
@@ -432,9 +435,3 @@ def _beyond_line(
     line = torch.from_numpy(coefficients).to(torch.float32)
     left = torch.from_numpy(outcome) - (line[:, 0] + inputs @ line[:, 1:].T)
     return line, left.to(torch.float32)
-
-
-# In float64: features whose level is large against their deltas would lose digits in float32.
-def _standardised(values: NDArray[np.float64], normaliser: Normaliser) -> Tensor:
-    mean, std = normaliser.mean.double(), normaliser.std.double()
-    return ((torch.from_numpy(values) - mean) / std).to(torch.float32)

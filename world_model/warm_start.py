@@ -24,7 +24,8 @@ def adopt_weights(
 
     Both models standardise by the statistics of their own training rows, which the first and the last layer absorb
     exactly. Log-variances are kept as they are: in units of the deviation of the deltas, which is what they describe.
-    Baseline and volatility line belong to each fit and are not carried over.
+    Baseline and volatility line belong to each fit and are not carried over; where there is a volatility line,
+    departures and variances are in its units, so that they move by as much as it does.
 
     Args: network: of the new fit, same sizes; changed in place. earlier: stays as it is.
         input_normaliser, delta_normaliser: of the new fit.

@@ -178,12 +178,12 @@ def fit_world_model(
 
     action = one_hot(torch.from_numpy(experience.action), experience.num_actions)
     visible = known.visible(sizes.num_obs, sizes.width)
-    encoded = torch.cat((_standard(obs, inputs), action), dim=1) * visible
+    encoded = torch.cat((inputs.standardise(obs), action), dim=1) * visible
     # A generator of its own: which networks were drawn before must not change who owns which row.
     samples = torch.Generator().manual_seed(seed)
     indices = train[block_bootstrap(len(train), config.num_members, samples)]
     varying = targets.varying
-    reached = _standard(target, targets)
+    reached = targets.standardise(target)
     report = _nothing_to_learn(config)
     if varying.any():
         report = fit_network(
@@ -205,7 +205,7 @@ def fit_world_model(
                 torch.cat(
                     (
                         encoded,
-                        _standard(experience.next_obs.astype(np.float64), inputs) * visible[: sizes.num_obs],
+                        inputs.standardise(experience.next_obs.astype(np.float64)) * visible[: sizes.num_obs],
                     ),
                     dim=1,
                 ),
@@ -421,11 +421,6 @@ def _target_normaliser(target: NDArray[np.float64], known: KnownParts) -> Normal
 
 def _cross_entropy(logit: Tensor, _: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logit, target, reduction="none").mean(dim=(1, 2))
-
-
-# In float64: an obs whose level is large against its deltas would lose digits in float32.
-def _standard(values: NDArray[np.float64], normaliser: Normaliser) -> Tensor:
-    return ((torch.from_numpy(values) - normaliser.mean.double()) / normaliser.std.double()).to(torch.float32)
 
 
 def _refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:
