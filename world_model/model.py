@@ -43,9 +43,8 @@ class MarketModel(nn.Module):
 
     `elites` are the members that predictions mix and that imagination samples from; they travel with the weights. The
     mean is a straight line plus what the network makes of the rest. Both see their inputs clamped to the training
-    support, so they never extrapolate; `in_support` tells when that happened. The volatility line alone sees rows as
-    they are. NaN in a feature row gives NaN out; it is
-    never replaced.
+    support, so they never extrapolate. The volatility line alone sees rows as they are. NaN in a feature row gives NaN
+    out; it is never replaced.
     """
 
     elite_index: Tensor
@@ -188,10 +187,6 @@ class MarketModel(nn.Module):
         """Mean [B, M] and variance [B, M] of the equal-weight mixture of elites (law of total variance)."""
         return self.outlook(features)[:2]
 
-    def total_variance(self, features: Tensor) -> Tensor:
-        """Variance [B, M] of the next features: mean noise of the elites plus their disagreement, raw units."""
-        return self.mixture(features)[1]
-
     def outlook(self, features: Tensor) -> Outlook:
         """What the elites expect together, how sure they are, and how far they are apart, in one pass.
 
@@ -302,11 +297,6 @@ class MarketModel(nn.Module):
         features = self._checked(features, ranks=(2,))
         reached = (features <= self.support_low) | (features >= self.support_high)
         return (reached & self.varying).any(dim=-1)
-
-    def in_support(self, features: Tensor) -> Tensor:
-        """[B] bool: every feature lies within the training range widened by a tenth on either side; NaN is outside."""
-        features = self._checked(features, ranks=(2,))
-        return ((features >= self.support_low) & (features <= self.support_high)).all(dim=-1)
 
     def save(self, directory: str | os.PathLike[str]) -> str:
         """Write the model to a new folder, as a whole or not at all.

@@ -34,10 +34,10 @@ def find_browser() -> str:
         return named
     found = next((path for path in map(shutil.which, BROWSERS) if path), None)
     if found is None:
-        reason = f"no browser: install Chromium or set DETENT_CHROMIUM (looked for {', '.join(BROWSERS)} on PATH)"
+        looked = f"looked for {', '.join(BROWSERS)} on PATH"
         if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+            pytest.fail(f"no browser where CI promises one: {looked}")
+        pytest.skip(f"no browser: install Chromium or set DETENT_CHROMIUM ({looked})")
     return found
 
 

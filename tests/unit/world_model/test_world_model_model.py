@@ -30,7 +30,6 @@ def test_mixture_adds_noise_and_disagreement_of_elites_only(constant_network, ma
     mean, var = model.mixture(torch.zeros(1, 1))
     assert mean.item() == pytest.approx(2.0)
     assert var.item() == pytest.approx(0.25 + 1.0)
-    assert model.total_variance(torch.zeros(1, 1)).item() == pytest.approx(1.25)
 
 
 def test_disagreement_is_the_std_of_elite_means_in_delta_units(constant_network, make_model):
@@ -126,12 +125,6 @@ def test_network_never_sees_inputs_beyond_the_support(make_network, make_model):
     torch.testing.assert_close(far_mean - far_out, edge_mean - at_the_edge, atol=0.02, rtol=0.0)  # float32 at 1e5
     assert torch.equal(far_var, edge_var)
     assert torch.equal(model.disagreement(far_out), model.disagreement(at_the_edge))
-
-
-def test_in_support_needs_every_feature_inside(make_network, make_model):
-    model = make_model(make_network(), support=2.0)
-    rows = torch.tensor([[0.0, 2.0, -2.0], [0.0, 2.1, 0.0], [torch.nan, 0.0, 0.0]])
-    assert model.in_support(rows).tolist() == [True, False, False]
 
 
 def test_nan_stays_visible(make_network, make_model):

@@ -68,7 +68,7 @@ def test_recalibration_restores_coverage_on_rows_it_never_saw(learned):
     assert broken["80"] < 0.6
     assert after["80"] == pytest.approx(0.8, abs=0.02)
     point = torch.from_numpy(test[:1])
-    torch.testing.assert_close(model.total_variance(point), fitted.total_variance(point), rtol=0.2, atol=0.0)
+    torch.testing.assert_close(model.mixture(point)[1], fitted.mixture(point)[1], rtol=0.2, atol=0.0)
     found = model.variance_scale.clone()
     assert recalibrate(model, test[:1000]) == (broken, after)  # starts afresh, does not multiply up
     assert torch.equal(model.variance_scale, found)
@@ -342,8 +342,8 @@ def test_support_is_the_range_widened_by_a_tenth():
 def test_support_covers_every_training_row(autoregression, make_fields):
     values = autoregression(400)
     model, report = fit_market_model(values, make_fields(3), SMALL, seed=0)
-    assert model.in_support(torch.from_numpy(values[: report.train_rows + 1])).all()
-    assert not model.in_support(torch.from_numpy(values[:1] + 100.0)).any()
+    assert not model.at_edge(torch.from_numpy(values[: report.train_rows + 1])).any()
+    assert model.at_edge(torch.from_numpy(values[:1] + 100.0)).all()
 
 
 def test_line_takes_what_is_straight_the_network_what_is_not_and_noise_is_dropped(make_fields):
