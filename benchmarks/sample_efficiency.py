@@ -19,15 +19,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import LinearSchedule
 
 from benchmarks.machine import library_versions, machine
 from benchmarks.sample_efficiency_worlds import WORLDS, EfficiencyWorld, PPOBaseline, smoke_world
 from masking.strict_policy import StrictMaskablePolicy
-from mbpo.online import ACTIVATIONS, BuildEnv, act, train_online
+from mbpo.online import BuildEnv, act, masked_ppo, train_online
 
 LIBRARIES = ("gymnasium", "numpy", "sb3-contrib", "stable-baselines3", "torch")
 LOOK_SEED, CONFIRM_SEED, FINAL_SEED = 1_000_001, 2_000_001, 3_000_001
@@ -279,26 +277,14 @@ def run_baseline(world: EfficiencyWorld, seed: int) -> LearningRun:
     """Learn from real steps alone."""
     began, judge, settings = time.process_time(), Judge(world), world.baseline
     env = world.build(settings.num_envs, seed)
-    ppo = MaskablePPO(
-        StrictMaskablePolicy,
+    ppo = masked_ppo(
         env,
-        learning_rate=LinearSchedule(settings.learning_rate, 0.0, 1.0) if settings.anneal else settings.learning_rate,
+        settings.ppo,
         n_steps=settings.n_steps,
-        batch_size=settings.batch_size,
-        n_epochs=settings.n_epochs,
-        gamma=settings.gamma,
-        gae_lambda=settings.gae_lambda,
-        ent_coef=settings.ent_coef,
-        clip_range=settings.clip_range,
-        policy_kwargs={
-            "net_arch": list(settings.net_arch),
-            "activation_fn": ACTIVATIONS[settings.activation],
-            "safe_action": None,
-        },
         seed=seed,
-        device="cpu",
+        safe_action=None,
+        learning_rate=LinearSchedule(settings.ppo.learning_rate, 0.0, 1.0) if settings.anneal else None,
     )
-    ppo.set_logger(Logger(folder=None, output_formats=[]))
     watch = _Watch(judge, settings)
     ppo.learn(settings.max_real_steps, callback=watch)
     if not judge.stop:

@@ -35,6 +35,10 @@ BUTTONS = 6
 STATE = 4
 
 
+BASELINE_PPO = PPOSettings(learning_rate=1e-3, batch_size=256, n_epochs=20, gamma=0.98, gae_lambda=0.8)
+"""After the settings rl-baselines3-zoo has for CartPole."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOBaseline:
     """MaskablePPO on real steps; the names are sb3's."""
@@ -44,17 +48,9 @@ class PPOBaseline:
     """Real steps between judgements."""
     num_envs: int = 8
     n_steps: int = 32
-    batch_size: int = 256
-    n_epochs: int = 20
-    learning_rate: float = 1e-3
     anneal: bool = False
     """Whether the learning rate falls to 0 over the budget."""
-    gamma: float = 0.98
-    gae_lambda: float = 0.8
-    ent_coef: float = 0.0
-    clip_range: float = 0.2
-    net_arch: tuple[int, ...] = (64, 64)
-    activation: str = "tanh"
+    ppo: PPOSettings = BASELINE_PPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +158,12 @@ def smoke_world(world: EfficiencyWorld) -> EfficiencyWorld:
         ppo=replace(world.mbpo.ppo, batch_size=40, n_epochs=1, net_arch=(8,)),
     )
     baseline = replace(
-        world.baseline, max_real_steps=128, look_interval=64, num_envs=2, n_steps=32, batch_size=32, n_epochs=1
+        world.baseline,
+        max_real_steps=128,
+        look_interval=64,
+        num_envs=2,
+        n_steps=32,
+        ppo=replace(world.baseline.ppo, batch_size=32, n_epochs=1),
     )
     marks = tuple(160 for _ in world.marks[:1])
     return replace(world, mbpo=mbpo, baseline=baseline, look_episodes=2, episodes=2, marks=marks)
@@ -269,7 +270,11 @@ WORLDS: dict[str, EfficiencyWorld] = {
             world=_POLE_FIT,
             ppo=replace(_POLE_PPO, net_arch=(128, 128)),
         ),
-        baseline=PPOBaseline(max_real_steps=300_000, look_interval=2_000, net_arch=(128, 128), activation="relu"),
+        baseline=PPOBaseline(
+            max_real_steps=300_000,
+            look_interval=2_000,
+            ppo=replace(BASELINE_PPO, net_arch=(128, 128), activation="relu"),
+        ),
         known=KnownParts(reward=_one_reward, terminated=_pole_down, action_masks=_wired_buttons),
         look_episodes=100,
     ),
@@ -292,11 +297,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             look_interval=2_000,
             num_envs=8,
             n_steps=256,
-            batch_size=128,
-            n_epochs=4,
-            learning_rate=3e-4,
-            gamma=0.99,
-            gae_lambda=0.94,
+            ppo=PPOSettings(learning_rate=3e-4, batch_size=128, n_epochs=4, gamma=0.99, gae_lambda=0.94),
         ),
         known=KnownParts(reward=_acrobot_reward, terminated=_acrobot_up),
     ),
@@ -333,9 +334,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             look_interval=100 * (PERIODS - 1),
             num_envs=10,
             n_steps=PERIODS - 1,
-            batch_size=95,
-            n_epochs=10,
-            gamma=1.0,
+            ppo=replace(BASELINE_PPO, batch_size=95, n_epochs=10, gamma=1.0),
         ),
         known=KnownParts(
             transition=_portfolio_trade,

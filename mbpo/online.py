@@ -17,7 +17,7 @@ import torch
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from envs.batch import BatchVecEnv
 from masking.strict_policy import StrictMaskablePolicy
@@ -191,7 +191,7 @@ def train_online(
         seed=seed,
         real=real if config.real_rows else None,
     )
-    ppo = _learner(env, config, seed, safe_action)
+    ppo = masked_ppo(env, config.ppo, n_steps=config.horizon.first, seed=seed, safe_action=safe_action)
     model: WorldModel | None = None
     best: dict[str, torch.Tensor] = {}
     result: OnlineResult | None = None
@@ -288,13 +288,24 @@ class _Rebranching(BaseCallback):
         return True
 
 
-def _learner(env: ImaginedVecEnv, config: OnlineConfig, seed: int, safe_action: int | None) -> MaskablePPO:
-    settings, horizon = config.ppo, config.horizon.first
+def masked_ppo(
+    env: BatchVecEnv,
+    settings: PPOSettings,
+    *,
+    n_steps: int,
+    seed: int,
+    safe_action: int | None,
+    learning_rate: LinearSchedule | None = None,
+) -> MaskablePPO:
+    """A MaskablePPO under strict masks that writes no logs of its own.
+
+    Args: n_steps: steps per row between updates; learning_rate: a schedule in place of `settings.learning_rate`.
+    """
     ppo = MaskablePPO(
         StrictMaskablePolicy,
         env,
-        learning_rate=settings.learning_rate,
-        n_steps=horizon,
+        learning_rate=learning_rate or settings.learning_rate,
+        n_steps=n_steps,
         batch_size=settings.batch_size,
         n_epochs=settings.n_epochs,
         gamma=settings.gamma,
