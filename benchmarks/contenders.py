@@ -38,7 +38,7 @@ from mbpo import (
 from mbpo.dqn import train_dqn
 from mbpo.planning import PlannerPolicy
 from mbpo.sac import train_sac
-from world_model import MarketModel, evaluate_market_model, fit_market_model
+from world_model import MarketModel, evaluate_market_model, fit_market_model, rescale_drift
 
 Family = Literal["reference", "rule", "forecast", "model_free", "model_based"]
 """What kind of policy it is; the claim compares the best of `model_based` with the best of `model_free`."""
@@ -227,7 +227,7 @@ def _notes(trained: TrainedPolicy[Any]) -> dict[str, float]:
 
 
 def fit_world_model(lesson: Lesson, progress: Progress) -> MarketModel:
-    """The ensemble, on the training rows alone; the holdout is their end."""
+    """The ensemble, on the training rows alone, the holdout being their end; the size of its drift on validation."""
     config = lesson.config
     table = lesson.train
     model, _ = fit_market_model(
@@ -238,6 +238,8 @@ def fit_world_model(lesson: Lesson, progress: Progress) -> MarketModel:
         lambda epoch, total, _: progress(epoch, total),
         purge=lesson.lookback,
     )
+    if config.world_model.calibrate_drift:
+        rescale_drift(model, lesson.validation.values)
     return model
 
 

@@ -27,7 +27,8 @@ from envs.portfolio import (
     published_masks,
     trade_as_published,
 )
-from mbpo.online import BuildEnv, HorizonSchedule, OnlineConfig, PPOSettings
+from mbpo.online import BuildEnv, OnlineConfig, PPOSettings
+from mbpo.ramp import Ramp
 from world_model.known import KnownParts
 from world_model.world_fit import WorldFitConfig
 
@@ -153,7 +154,7 @@ def smoke_world(world: EfficiencyWorld) -> EfficiencyWorld:
         collect_rows=1,
         imagined_steps=160,
         num_envs=16,
-        horizon=HorizonSchedule(first=5, last=5),
+        horizon=Ramp(5, 5),
         world=fit,
         ppo=replace(world.mbpo.ppo, batch_size=40, n_epochs=1, net_arch=(8,)),
     )
@@ -244,7 +245,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             episode_steps=200,
             imagined_steps=64_000,
             num_envs=128,
-            horizon=HorizonSchedule(first=50, last=50),
+            horizon=Ramp(50, 50),
             support_penalty=20.0,
             stop_score=475.0,
             world=_POLE_FIT,
@@ -264,7 +265,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             episode_steps=100,
             imagined_steps=200_000,
             num_envs=128,
-            horizon=HorizonSchedule(first=50, last=50),
+            horizon=Ramp(50, 50),
             support_penalty=20.0,
             stop_score=475.0,
             world=_POLE_FIT,
@@ -287,7 +288,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             steps_per_epoch=500,
             imagined_steps=100_000,
             num_envs=200,
-            horizon=HorizonSchedule(first=100, last=100),
+            horizon=Ramp(100, 100),
             stop_score=-100.0,
             world=_POLE_FIT,
             ppo=PPOSettings(learning_rate=1e-3, batch_size=1000, n_epochs=5, gae_lambda=0.94, activation="relu"),
@@ -317,7 +318,7 @@ WORLDS: dict[str, EfficiencyWorld] = {
             collect_rows=50,
             imagined_steps=300_000,
             num_envs=512,
-            horizon=HorizonSchedule(first=PERIODS - 1, last=PERIODS - 1),
+            horizon=Ramp(PERIODS - 1, PERIODS - 1),
             first_share=0.5,
             world=WorldFitConfig(hidden=(64, 64), max_epochs=30, patience=8),
             ppo=PPOSettings(

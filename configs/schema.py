@@ -171,6 +171,8 @@ class WorldModelConfig(Section):
     """Put a line in log-volatilities and recent moves under the networks' log-variance (`world_model.volatility`)."""
     likelihood: Literal["gaussian", "student_t"] = "gaussian"
     """Of one feature given the row: Gaussian, or Student-t with degrees of freedom found on the holdout."""
+    calibrate_drift: bool = True
+    """Settle the size of expected moves, one factor, on the validation rows (`world_model.drift`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -234,6 +236,10 @@ class MBPOConfig(Section):
     risk_aversion: NonNegative | None = None
     """That of the reward MBPO learns from, null takes `reward.risk_aversion`: where luck is taken out of rewards, a
     learner stands a larger one."""
+    risk_aversion_ramp: Fraction = 0.5
+    """Share of training over which it rises from `reward.risk_aversion` to `mbpo.risk_aversion`, if the latter is the
+    larger: averse from the start, a policy that still trades at random learns first to stay flat, and some never
+    leave."""
     penalty_schedule: PenaltyScheduleConfig = PenaltyScheduleConfig()
     branch_pool: Count = 32_768
     """Imagined market branches generated once per fit and reused by every policy update."""

@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from envs.batch import BatchVecEnv
 from masking.strict_policy import StrictMaskablePolicy
 from mbpo.imagined_env import ImaginedVecEnv
+from mbpo.ramp import Ramp
 from mbpo.real_rows import RealRows, random_actions
 from world_model.experience import Experience
 from world_model.known import KnownParts
@@ -36,28 +37,6 @@ Evaluate = Callable[[StrictMaskablePolicy, int], Mapping[str, float]]
 
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
-
-
-@dataclass(frozen=True, kw_only=True)
-class HorizonSchedule:
-    """H by real steps: `first` until `from_step`, then linear to `last` at `to_step`, as in MBPO, appendix C."""
-
-    first: int = 3
-    last: int = 3
-    from_step: int = 0
-    to_step: int = 1
-
-    def __post_init__(self) -> None:
-        if min(self.first, self.last) < 1 or not 0 <= self.from_step < self.to_step:
-            raise ValueError(
-                f"horizon: expected first, last >= 1 and 0 <= from_step < to_step, was {self.first}, {self.last}, "
-                f"{self.from_step}, {self.to_step}"
-            )
-
-    def at(self, real_steps: int) -> int:
-        """H after so many real steps."""
-        share = (real_steps - self.from_step) / (self.to_step - self.from_step)
-        return round(self.first + min(max(share, 0.0), 1.0) * (self.last - self.first))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +85,8 @@ class OnlineConfig:
     """Length at which episodes of the initial steps are cut, to see more of their beginnings; None plays them out."""
     episode_steps: int | None = None
     """The same for the episodes of the policy, where `real_ratio` is 0."""
-    horizon: HorizonSchedule = HorizonSchedule()
+    horizon: Ramp = Ramp(3, 3)
+    """H, most steps per imagined branch, by real steps; rounded down."""
     first_share: float = 0.0
     """Share of branches that start where an episode began, for a task that is judged from there within H steps."""
     penalty_coef: float = 0.0
@@ -128,6 +108,8 @@ class OnlineConfig:
                 raise ValueError(f"{name}: expected at least 1, was {getattr(self, name)}")
         if not 0.0 <= self.real_ratio < 1.0:
             raise ValueError(f"real_ratio: expected at least 0 and below 1, was {self.real_ratio}")
+        if min(self.horizon.first, self.horizon.last) < 1:
+            raise ValueError(f"horizon: expected at least 1 step at both ends, was {self.horizon}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience: expected at least 1 or None, was {self.patience}")
 
@@ -191,7 +173,7 @@ def train_online(
         seed=seed,
         real=real if config.real_rows else None,
     )
-    ppo = masked_ppo(env, config.ppo, n_steps=config.horizon.first, seed=seed, safe_action=safe_action)
+    ppo = masked_ppo(env, config.ppo, n_steps=int(config.horizon.first), seed=seed, safe_action=safe_action)
     model: WorldModel | None = None
     best: dict[str, torch.Tensor] = {}
     result: OnlineResult | None = None
@@ -212,7 +194,7 @@ def train_online(
         )
         fitted = time.perf_counter()
         env.use(model, experience)
-        horizon = config.horizon.at(real.steps)
+        horizon = int(config.horizon(real.steps))
         ppo.lr_schedule = _rate(config, real.steps)
         _learn(ppo, horizon, config.imagined_steps)
         learned = time.perf_counter()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.schema import PenaltyScheduleConfig
+from mbpo.ramp import Ramp
 from mbpo.rollout_statistics import RolloutStatistics
 
 PenaltySchedule = Callable[[float, float, RolloutStatistics], float]
@@ -17,24 +18,14 @@ PenaltySchedule = Callable[[float, float, RolloutStatistics], float]
 
 
 @dataclass(frozen=True)
-class FixedPenalty:
-    """MOPO (arXiv:2005.13239): one value throughout."""
+class PlannedPenalty:
+    """What a ramp says, whatever happens: one value throughout, as MOPO (arXiv:2005.13239) has it, or on a line."""
+
+    ramp: Ramp
 
     def __call__(self, coef: float, done: float, rollout: RolloutStatistics) -> float:  # noqa: ARG002 - PenaltySchedule
-        """Leave it as it is."""
-        return coef
-
-
-@dataclass(frozen=True)
-class LinearPenalty:
-    """From `first` at the start of training to `final` at its end."""
-
-    first: float
-    final: float
-
-    def __call__(self, coef: float, done: float, rollout: RolloutStatistics) -> float:  # noqa: ARG002 - PenaltySchedule
-        """The point on the line at `done`."""
-        return self.first + min(max(done, 0.0), 1.0) * (self.final - self.first)
+        """The point of the ramp at `done`."""
+        return self.ramp(done)
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,8 @@ def kill_rate(rollout: RolloutStatistics) -> float:
 def penalty_schedule(config: PenaltyScheduleConfig, first: float) -> PenaltySchedule:
     """The schedule of a config; `first` is lambda_u at the start of training."""
     if config.kind == "linear":
-        return LinearPenalty(first, config.final)
+        return PlannedPenalty(Ramp(first, config.final))
     if config.kind == "fixed":
-        return FixedPenalty()
+        return PlannedPenalty(Ramp(first, first))
     measure = {"reward_gap": reward_gap, "kill_rate": kill_rate}[config.kind]
     return DualPenalty(measure, config.target, config.step_size, config.max_coef)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from envs import TradingDynamics
 from mbpo.collect import market_rows
 from mbpo.imagination import Forecast, MarketBranches, imagine_market
 from mbpo.penalty import penalty_schedule
-from mbpo.rollout_length import RolloutLength
+from mbpo.ramp import Ramp
 from mbpo.starts import StartBuffer
 from mbpo.vec_env import MixedVecEnv
 from world_model import MarketModel
@@ -68,9 +68,6 @@ def mixed_env(
         there, to be reported.
     """
     ramp = config.mbpo.rollout_schedule
-    if config.mbpo.risk_aversion is not None:
-        reward = dynamics.reward.model_copy(update={"risk_aversion": config.mbpo.risk_aversion})
-        dynamics = replace(dynamics, reward=reward)
     return MixedVecEnv(
         dynamics,
         scaler,
@@ -86,8 +83,13 @@ def mixed_env(
         episode_bars=config.env.episode_bars,
         seed=config.seed,
         penalty=penalty_schedule(config.mbpo.penalty_schedule, config.mbpo.penalty_coef),
-        lengths=RolloutLength(
-            ramp.initial or config.mbpo.rollout_length, config.mbpo.rollout_length, ramp.begin, ramp.end
-        ),
+        lengths=Ramp(ramp.initial or config.mbpo.rollout_length, config.mbpo.rollout_length, ramp.begin, ramp.end),
+        risk_aversion=_risk_aversion(config, dynamics),
         model_error=model_error,
     )
+
+
+def _risk_aversion(config: DetentConfig, dynamics: TradingDynamics) -> Ramp:
+    shared, share = dynamics.reward.risk_aversion, config.mbpo.risk_aversion_ramp
+    own = shared if config.mbpo.risk_aversion is None else config.mbpo.risk_aversion
+    return Ramp(min(shared, own), own, end=share) if share else Ramp(own, own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from envs.vec_env import TradingVecEnv
 from masking import ActionAudit, check_actions
 from mbpo.control_variate import unforeseen_reward
 from mbpo.imagination import Forecast, MarketBranches
-from mbpo.penalty import FixedPenalty, PenaltySchedule
-from mbpo.rollout_length import RolloutLength
+from mbpo.penalty import PenaltySchedule, PlannedPenalty
+from mbpo.ramp import Ramp
 from mbpo.rollout_statistics import RolloutStatistics
 from mbpo.starts import StartBuffer
 from world_model.volatility import BAR_MOVES
@@ -57,7 +57,8 @@ class MixedVecEnv(TradingVecEnv):
         control_variate: share of the unforeseen reward that is taken out; 0 leaves rewards as they are.
         seed: of starting bars, start states and branch choice.
         penalty: how lambda_u goes on from there; None keeps it.
-        lengths: H by share of training done; None takes whole branches.
+        lengths: H by share of training done, rounded down; None takes whole branches.
+        risk_aversion: that of the reward by share of training done; None keeps the dynamics' own.
         model_error: [T-1] of the world model at each historical row, to report it where the policy goes; None where it
             is not of interest.
     """
@@ -79,22 +80,24 @@ class MixedVecEnv(TradingVecEnv):
         episode_bars: int,
         seed: int,
         penalty: PenaltySchedule | None = None,
-        lengths: RolloutLength | None = None,
+        lengths: Ramp | None = None,
+        risk_aversion: Ramp | None = None,
         model_error: np.ndarray | None = None,
     ) -> None:
         if branches.features.shape[0] != len(features):
             raise ValueError(f"branches: expected T={len(features)}, was {branches.features.shape[0]}")
         if model_error is not None and model_error.shape != (len(features) - 1,):
             raise ValueError(f"model_error: expected [{len(features) - 1}], was {list(model_error.shape)}")
-        lengths = lengths or RolloutLength(branches.horizon, branches.horizon)
-        if lengths.final > branches.horizon:
-            raise ValueError(f"lengths: expected at most the horizon {branches.horizon}, was {lengths.final}")
+        lengths = lengths or Ramp(branches.horizon, branches.horizon)
+        if not all(1 <= length <= branches.horizon for length in (lengths.first, lengths.last)):
+            raise ValueError(f"lengths: expected 1 to the horizon {branches.horizon}, was {lengths}")
         super().__init__(dynamics, scaler, num_envs)
         self.num_real = round(num_envs * real_ratio)
         self.num_imagined = num_envs - self.num_real
         self.branches, self.starts, self.penalty_coef = branches, starts, penalty_coef
-        self.rollout_length = lengths(0.0)
-        self._penalty, self._lengths, self._model_error = penalty or FixedPenalty(), lengths, model_error
+        self.rollout_length = int(lengths(0.0))
+        self._penalty = penalty or PlannedPenalty(Ramp(penalty_coef, penalty_coef))
+        self._lengths, self._risk_aversion, self._model_error = lengths, risk_aversion, model_error
         self._closed, self._rollout = RolloutStatistics(), RolloutStatistics()
         self._steps_left: float = np.inf
         self._uncertainty = uncertainty
@@ -113,10 +116,17 @@ class MixedVecEnv(TradingVecEnv):
     def start_rollout(self, done: float, steps: int) -> np.ndarray:
         """Put every imagined row on a fresh branch for a rollout of `steps`, when a share `done` of training is over.
 
+        H and the reward's risk aversion are those of that moment from here on.
+
         Returns: observations [B, D] of all rows.
         """
-        self.rollout_length = self._lengths(done)
+        self.rollout_length = int(self._lengths(done))
         self._steps_left = steps
+        if self._risk_aversion is not None:
+            reward = self.dynamics.reward.model_copy(update={"risk_aversion": self._risk_aversion(done)})
+            self.dynamics = replace(self.dynamics, reward=reward)
+            if self.walks is not None:
+                self.walks.dynamics = self.dynamics
         return self.rebranch()
 
     def end_rollout(self, done: float) -> None:
@@ -131,9 +141,13 @@ class MixedVecEnv(TradingVecEnv):
         return self._observe()
 
     def take_statistics(self) -> dict[str, float]:
-        """Means since the last call, lambda_u and H in force; starts new sums."""
+        """Means since the last call; lambda_u, risk aversion and H in force; starts new sums."""
         totals, self._closed, self._rollout = self._closed + self._rollout, RolloutStatistics(), RolloutStatistics()
-        figures = totals.means() | {"penalty_coef": self.penalty_coef, "rollout_length": float(self.rollout_length)}
+        figures = totals.means() | {
+            "penalty_coef": self.penalty_coef,
+            "risk_aversion": self.dynamics.reward.risk_aversion,
+            "rollout_length": float(self.rollout_length),
+        }
         if self._model_error is not None and self.num_real:
             figures["model_error_visited"] = totals.model_error / max(totals.real_steps, 1)
             figures["model_error_history"] = float(self._model_error.mean())

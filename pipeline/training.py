@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,14 @@ from mbpo import (
 from pipeline.inputs import RunInputs
 from pipeline.progress import Advance, silent
 from pipeline.tracking import Tracker
-from world_model import MarketModel, ModelFileError, TrainingError, evaluate_market_model, fit_market_model
+from world_model import (
+    MarketModel,
+    ModelFileError,
+    TrainingError,
+    evaluate_market_model,
+    fit_market_model,
+    rescale_drift,
+)
 
 MBPO_NAME = "mbpo"
 MODEL_FREE_NAME = "model_free"
@@ -78,7 +85,10 @@ def replay_stage(inputs: RunInputs, run_dir: Path, progress: Advance = silent) -
 def world_model_stage(
     inputs: RunInputs, visited: Visited, run_dir: Path, tracker: Tracker | None = None, progress: Advance = silent
 ) -> LearnedMarket:
-    """Fit the ensemble to the replayed rows and score it on windows it has not seen."""
+    """Fit the ensemble to the replayed rows, settle the size of its drift on the validation window, and score it.
+
+    Its scores on the validation window know that one number; those on the test window know nothing.
+    """
     directory, fields = run_dir / "world_model", inputs.table.fields
     report_file = run_dir / "world_model_fit.json"
     if directory.exists():
@@ -98,7 +108,9 @@ def world_model_stage(
             )
         except TrainingError as error:
             raise ConfigError(f"world_model: {error}") from error
-        report = {**fit.to_dict(), "holdout_scores": scores}
+        calibrated = inputs.config.world_model.calibrate_drift
+        drift = asdict(rescale_drift(model, inputs.validation.values)) if calibrated else None
+        report = {**fit.to_dict(), "drift": drift, "holdout_scores": scores}
         atomic_write_json(report_file, report)
         model.save(directory)
     if tracker is not None:
@@ -107,7 +119,7 @@ def world_model_stage(
     scored: dict[str, FeatureTable] = {"validation": inputs.validation, "test": inputs.test}
     metrics = {name: evaluate_market_model(model, table.values, fields).to_dict() for name, table in scored.items()}
     metrics["holdout"] = report["holdout"]
-    metrics["fit"] = {key: report[key] for key in ("train_rows", "holdout_rows", "epochs", "elites")}
+    metrics["fit"] = {key: report[key] for key in ("train_rows", "holdout_rows", "epochs", "elites", "drift")}
     uncertainty = historical_uncertainty(model, inputs.table.values)
     scaler = observation_scaler(inputs.train, uncertainty[inputs.split.train])
     return LearnedMarket(model, scaler, metrics, uncertainty)

@@ -28,7 +28,7 @@ from mbpo import (
     train_policy,
 )
 from mbpo.penalty import penalty_schedule
-from mbpo.rollout_length import RolloutLength
+from mbpo.ramp import Ramp
 
 FEATURES = make_features(200)
 DYNAMICS = make_dynamics(min_holding_bars=0, max_position_change=2.0)
@@ -71,7 +71,8 @@ def build(kind: str) -> TradingVecEnv:
         episode_bars=20,
         seed=3,
         penalty=penalty_schedule(PenaltyScheduleConfig(kind="reward_gap", step_size=0.5), 0.1),
-        lengths=RolloutLength(1, 4, 0.0, 0.5),
+        lengths=Ramp(1, 4, 0.0, 0.5),
+        risk_aversion=Ramp(1.0, 9.0, 0.0, 0.8),
     )
 
 

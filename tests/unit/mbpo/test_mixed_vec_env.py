@@ -12,7 +12,7 @@ from configs.schema import RewardConfig
 from envs import TradingDynamics
 from masking import InvalidActionError
 from mbpo import MixedVecEnv, RolloutStatistics, StartBuffer, historical_forecast, imagine_market
-from mbpo.rollout_length import RolloutLength
+from mbpo.ramp import Ramp
 
 
 def start_buffer(dynamics: TradingDynamics, features: np.ndarray) -> StartBuffer:
@@ -182,7 +182,7 @@ def test_a_full_branch_within_a_rollout_is_truncated_and_followed_by_a_fresh_one
 
 
 def test_branches_grow_with_the_share_of_training_that_is_done() -> None:
-    env = make_env(real_ratio=0.0, lengths=RolloutLength(1, 3, 0.0, 0.5))
+    env = make_env(real_ratio=0.0, lengths=Ramp(1, 3, 0.0, 0.5))
     env.reset()
     cuts = {}
     for done in (0.0, 0.3, 0.5, 1.0):
@@ -386,3 +386,18 @@ def test_luck_is_taken_out_of_real_and_imagined_rewards(ratio: float) -> None:
         rewards[share] = np.concatenate(steps)
     assert np.abs(rewards[1.0]).max() < 0.05 * np.abs(rewards[0.0]).max()
     assert np.abs(rewards[0.0]).max() > 0.0
+
+
+def test_risk_aversion_rises_for_real_and_imagined_rows_alike() -> None:
+    env = make_env(200, 0.5, 0.0, control_variate=0.0, risk_aversion=Ramp(0.0, 40.0, 0.0, 0.5))
+    env.reset()
+    start, charged = env.state_dict(), []
+    for done in (0.0, 0.25, 1.0):
+        env.load_state_dict(start)
+        env.start_rollout(done, 1)
+        charged.append(env.step(random_valid(env, np.random.default_rng(0)))[1])
+        assert env.take_statistics()["risk_aversion"] == {0.0: 0.0, 0.25: 20.0, 1.0: 40.0}[done]
+    for rows in (slice(0, 100), slice(100, 200)):
+        half, whole = (charged[0] - charged[1])[rows], (charged[0] - charged[2])[rows]
+        assert half.max() > 0.0
+        assert np.allclose(whole, 2 * half, rtol=1e-4, atol=1e-6)

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from envs.batch import BatchStep, BatchVecEnv
 from masking.strict_policy import StrictMaskablePolicy
 from mbpo import online
-from mbpo.online import HorizonSchedule, OnlineConfig, PPOSettings, act, prediction_error, train_online
+from mbpo.online import OnlineConfig, PPOSettings, act, prediction_error, train_online
+from mbpo.ramp import Ramp
 from world_model.known import KnownParts
 from world_model.world_fit import WorldFitConfig
 
@@ -68,7 +69,7 @@ SMALL = OnlineConfig(
     steps_per_epoch=80,
     imagined_steps=8_000,
     num_envs=80,
-    horizon=HorizonSchedule(first=10, last=10),
+    horizon=Ramp(10, 10),
     world=WorldFitConfig(num_members=3, num_elites=2, hidden=(16,), max_epochs=25, batch_size=32, learning_rate=1e-2),
     ppo=PPOSettings(learning_rate=5e-3, batch_size=400, n_epochs=4, net_arch=(16,), gamma=0.9),
 )
@@ -169,10 +170,8 @@ def test_episodes_are_cut_where_it_is_asked_for() -> None:
 
 
 def test_the_horizon_follows_its_schedule() -> None:
-    schedule = HorizonSchedule(first=2, last=10, from_step=100, to_step=200)
-    assert [schedule.at(step) for step in (0, 100, 150, 200, 900)] == [2, 2, 6, 10, 10]
     result = run(
-        dataclasses.replace(TINY, horizon=HorizonSchedule(first=5, last=10, from_step=120, to_step=200)),
+        dataclasses.replace(TINY, horizon=Ramp(5, 10, 120, 200)),
         scripted([1.0, 2.0]),
     )
     assert [entry["horizon"] for entry in result.history] == [5, 10]
@@ -198,13 +197,12 @@ def test_prediction_error_of_a_world_that_is_known_is_nothing() -> None:
     [
         ({"real_ratio": 1.0}, "real_ratio: expected at least 0 and below 1, was 1.0"),
         ({"imagined_steps": 0}, "imagined_steps: expected at least 1, was 0"),
+        ({"horizon": Ramp(0, 3)}, "horizon: expected at least 1 step at both ends, was Ramp"),
         ({"patience": 0}, "patience: expected at least 1 or None, was 0"),
     ],
 )
 def test_contradictory_settings_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
-    with pytest.raises(ValueError, match="horizon: expected first, last >= 1"):
-        HorizonSchedule(first=0)
     with pytest.raises(ValueError, match="activation: expected one of"):
         PPOSettings(activation="sine")
