@@ -38,6 +38,7 @@ from mbpo import (
 from mbpo.dqn import train_dqn
 from mbpo.planning import PlannerPolicy
 from mbpo.sac import train_sac
+from mbpo.vec_env import MixedVecEnv
 from world_model import MarketModel, evaluate_market_model, fit_market_model, rescale_drift
 
 Family = Literal["reference", "rule", "forecast", "model_free", "model_based"]
@@ -272,8 +273,10 @@ def calibration(lesson: Lesson, model: MarketModel) -> dict[str, np.ndarray]:
     }
 
 
-def train_mbpo(lesson: Lesson, model: MarketModel, progress: Progress) -> tuple[TorchPolicy, dict[str, float]]:
-    """Masked PPO on real and imagined rows."""
+def train_mbpo(
+    lesson: Lesson, model: MarketModel, progress: Progress, env_type: type[MixedVecEnv] = MixedVecEnv
+) -> tuple[TorchPolicy, dict[str, float]]:
+    """Masked PPO on real and imagined rows, in the environment given."""
     config, table = lesson.config, lesson.train
     transitions = collect_transitions(
         lesson.dynamics, lesson.scaler, table, seed=config.seed, episode_bars=config.env.episode_bars
@@ -291,6 +294,7 @@ def train_mbpo(lesson: Lesson, model: MarketModel, progress: Progress) -> tuple[
             uncertainty,
             historical_forecast(model, visited.features),
             branches,
+            env_type=env_type,
         ),
         config.mbpo.ppo,
         n_steps=config.mbpo.rollout_length,

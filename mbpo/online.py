@@ -85,7 +85,7 @@ class OnlineConfig:
     """Length at which episodes of the initial steps are cut, to see more of their beginnings; None plays them out."""
     episode_steps: int | None = None
     """The same for the episodes of the policy, where `real_ratio` is 0."""
-    horizon: Ramp = Ramp(3, 3)
+    horizon: Ramp = field(default_factory=lambda: Ramp(3, 3))
     """H, most steps per imagined branch, by real steps; rounded down."""
     first_share: float = 0.0
     """Share of branches that start where an episode began, for a task that is judged from there within H steps."""

@@ -61,14 +61,16 @@ def mixed_env(
     forecast: Forecast,
     branches: MarketBranches,
     model_error: np.ndarray | None = None,
+    *,
+    env_type: type[MixedVecEnv] = MixedVecEnv,
 ) -> MixedVecEnv:
     """The environment MBPO learns in, under the settings of `config.mbpo`.
 
     Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows; model_error [T-1]
-        there, to be reported.
+        there, to be reported; env_type: its class, for one that differs from ours on purpose.
     """
     ramp = config.mbpo.rollout_schedule
-    return MixedVecEnv(
+    return env_type(
         dynamics,
         scaler,
         visited.features,
