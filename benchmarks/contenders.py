@@ -248,7 +248,7 @@ def fit_model_based(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     """MBPO, the planner over the same world model, and both together."""
     config = lesson.config
     model = fit_world_model(lesson, progress)
-    disagreement = partial(_disagreement, model)
+    disagreement = partial(disagreement_of, model)
     policy, notes = train_mbpo(lesson, model, progress)
     planner = partial(PlannerPolicy, lesson.dynamics, model, config.evaluation.planner, gamma=config.mbpo.ppo.gamma)
     few = config.evaluation.planner.max_paths
@@ -274,9 +274,9 @@ def calibration(lesson: Lesson, model: MarketModel) -> dict[str, np.ndarray]:
 
 
 def train_mbpo(
-    lesson: Lesson, model: MarketModel, progress: Progress, env_type: type[MixedVecEnv] = MixedVecEnv
+    lesson: Lesson, model: MarketModel, progress: Progress, env_type: Callable[..., MixedVecEnv] = MixedVecEnv
 ) -> tuple[TorchPolicy, dict[str, float]]:
-    """Masked PPO on real and imagined rows, in the environment given."""
+    """Masked PPO on real and imagined rows. Args: env_type: builds the environment, for one that differs on purpose."""
     config, table = lesson.config, lesson.train
     transitions = collect_transitions(
         lesson.dynamics, lesson.scaler, table, seed=config.seed, episode_bars=config.env.episode_bars
@@ -300,13 +300,14 @@ def train_mbpo(
         n_steps=config.mbpo.rollout_length,
         seed=config.seed,
         name="mbpo",
-        validate=lambda policy: lesson.validate(policy, partial(_disagreement, model)),
+        validate=lambda policy: lesson.validate(policy, partial(disagreement_of, model)),
         progress=progress,
     )
     return trained.policy, _notes(trained)
 
 
-def _disagreement(model: MarketModel, features: np.ndarray) -> np.ndarray:
+def disagreement_of(model: MarketModel, features: np.ndarray) -> np.ndarray:
+    """Disagreement [..] of the elites at feature rows [.., M]."""
     flat = historical_uncertainty(model, features.reshape(-1, features.shape[-1]))
     return flat.reshape(features.shape[:-1])
 

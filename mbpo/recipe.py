@@ -62,12 +62,12 @@ def mixed_env(
     branches: MarketBranches,
     model_error: np.ndarray | None = None,
     *,
-    env_type: type[MixedVecEnv] = MixedVecEnv,
+    env_type: Callable[..., MixedVecEnv] = MixedVecEnv,
 ) -> MixedVecEnv:
     """The environment MBPO learns in, under the settings of `config.mbpo`.
 
     Args: uncertainty [T] model disagreement at `visited.features`; branches from the same rows; model_error [T-1]
-        there, to be reported; env_type: its class, for one that differs from ours on purpose.
+        there, to be reported; env_type: builds it, for one that differs from ours on purpose.
     """
     ramp = config.mbpo.rollout_schedule
     return env_type(
