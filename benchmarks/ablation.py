@@ -46,6 +46,8 @@ ABLATION_RUNS = 70_000
 """Training runs are numbered from here on: paths of their own."""
 PATHS = 60
 """Test markets, the first of the suite's."""
+SMOKE_PATHS = 2
+"""The same in a run that answers nothing."""
 LEVEL = 0.95
 WHOLE_EPOCHS = 5
 """Fits of the world that is learned whole; each is followed by an equal share of the steps and a validation."""

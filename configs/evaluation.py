@@ -150,7 +150,7 @@ class SuiteConfig(Section):
     """Lengths of the training path at which policies are compared."""
     primary_train_bars: Annotated[int, Field(ge=250)] = 1250
     """The length whose verdict is the suite's: five years of daily bars."""
-    num_seeds: Annotated[int, Field(ge=1, le=1000)] = 5
+    num_seeds: Annotated[int, Field(ge=1, le=1000)] = 10
     """Training runs per length, each with a training path and a generator seed of its own."""
     validation_paths: Count = 20
     """Paths on which snapshots and grids are chosen, for every policy alike."""

@@ -1,9 +1,19 @@
-"""What `detent bench world-model` shows of its reports."""
+"""What `detent bench` shows of its reports, and options that its commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from data.files import atomic_write_json
+from pipeline.cli_output import stdout
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Small counts: does it run at all? The numbers mean nothing.")]
 
 Rows = list[tuple[str, ...]]
 WorkTable = tuple[str, tuple[str, ...], Rows]
@@ -69,3 +79,32 @@ def _branches(speed: Mapping[str, Any], reuse: float) -> WorkTable:
         elif timing["contender"] not in ("Detent", "matrix products") and timing["task"] in ("imagine", "sample"):
             rows.append((f"{timing['contender']}, {timing['task']}", f"{cost:.2f}"))
     return "Imagining one step used in training, processor microseconds", ("", "microseconds"), rows
+
+
+def with_interval(estimate: float, low: float | None, high: float | None, form: str) -> str:
+    """An estimate with its interval in brackets, where it has one."""
+    if low is None or high is None:
+        return format(estimate, form)
+    return f"{estimate:{form}} ({low:{form}} to {high:{form}})"
+
+
+def goal_of(microseconds: float | None) -> str:
+    """A goal, or a dash."""
+    return "-" if microseconds is None else f"{microseconds:g}"
+
+
+def show(title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table; names stand left, figures right."""
+    table = Table(title=title, title_justify="left")
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table)
+
+
+def finish(report: Any, json_file: Path | None) -> None:
+    """Say on what machine it was measured and write the report, if a file is wanted."""
+    stdout.print(", ".join(f"{key}: {value}" for key, value in {**report.machine, **report.versions}.items()))
+    if json_file is not None:
+        atomic_write_json(json_file, report.to_dict())
