@@ -171,6 +171,9 @@ class WorldModelConfig(Section):
     """Put a line in log-volatilities and recent moves under the networks' log-variance (`world_model.volatility`)."""
     likelihood: Literal["gaussian", "student_t"] = "gaussian"
     """Of one feature given the row: Gaussian, or Student-t with degrees of freedom found on the holdout."""
+    warm_start: bool = False
+    """Begin with the networks' weights of the last finished run over older bars in the work directory, if it has one of
+    the same symbol, columns and sizes."""
     calibrate_drift: bool = True
     """Settle the size of expected moves, one factor, on the validation rows (`world_model.drift`)."""
 

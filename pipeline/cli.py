@@ -207,9 +207,10 @@ def config_profiles() -> None:
 
 def _print_plan(config: DetentConfig, workdir: Path, as_json: bool) -> None:
     from pipeline.inputs import check_extra_rules, load_inputs
+    from pipeline.last_night import with_warm_start
     from pipeline.result import STAGES, run_directory
 
-    inputs = load_inputs(config)
+    inputs = with_warm_start(load_inputs(config), workdir.resolve())
     check_extra_rules(inputs)
     folder = run_directory(workdir.resolve(), inputs.run_key)
     plan = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -19,6 +20,14 @@ MAX_PACE = 2.5
 """Bars per year may differ from the configured number by this factor."""
 
 
+class WarmStart(NamedTuple):
+    """A world model to begin with."""
+
+    folder: Path
+    sha256: str
+    """Of its description and weights."""
+
+
 @dataclass(frozen=True)
 class RunInputs:
     """Validated inputs of a run; nothing in here depends on a random number."""
@@ -31,6 +40,8 @@ class RunInputs:
     """Of observations without a world model, fitted on the training window only."""
     dynamics: TradingDynamics
     data_hash: str
+    warm_start: WarmStart | None = None
+    """World model whose weights the fit begins with; None draws them."""
 
     @property
     def train(self) -> FeatureTable:
@@ -50,7 +61,8 @@ class RunInputs:
     @property
     def run_key(self) -> str:
         """Name of what this run computes."""
-        return run_key(config_hash(self.config), self.data_hash, self.rule_sources)
+        began_with = None if self.warm_start is None else self.warm_start.sha256
+        return run_key(config_hash(self.config), self.data_hash, self.rule_sources, began_with)
 
     @cached_property
     def rule_sources(self) -> dict[str, str]:

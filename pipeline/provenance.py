@@ -88,10 +88,10 @@ def _source_hash(module_name: str) -> str:
     return sha256_bytes(canonical_json(hashes).encode())
 
 
-def run_key(config_hash: str, data_hash: str, rule_sources: Mapping[str, str]) -> str:
+def run_key(config_hash: str, data_hash: str, rule_sources: Mapping[str, str], warm_start: str | None = None) -> str:
     """Name of what a run computes: equal key, equal bundle.
 
-    Args: rule_sources: as `rule_sources` returns them.
+    Args: rule_sources: as `rule_sources` returns them; warm_start: hash of the world model the fit begins with.
     """
     parts = {
         "code": code_hash(),
@@ -101,4 +101,6 @@ def run_key(config_hash: str, data_hash: str, rule_sources: Mapping[str, str]) -
         "data": data_hash,
         "libraries": library_versions(),
     }
+    if warm_start is not None:
+        parts["warm_start"] = warm_start
     return sha256_bytes(canonical_json(parts).encode())

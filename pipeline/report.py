@@ -27,6 +27,7 @@ def print_report(result: RetrainResult, console: Console) -> None:
     parts: list[RenderableType] = [
         _windows(result.windows),
         _world_model(result.world_model),
+        _ahead(result.world_model["horizons"]),
         _imagination(result.imagination),
     ]
     parts += [
@@ -87,6 +88,23 @@ def _world_model(metrics: Mapping[str, Any]) -> Table:
             f"{row['nll_tightest']:.3f}",
             *(f"{row['r2_by_group'][group]:.3f}" for group in groups),
             " ".join(f"{100 * row['coverage'][level]:.0f}" for level in ("50", "80", "95")),
+        )
+    return table
+
+
+# Errors are means over fields, in standard deviations of a bar's change.
+def _ahead(horizons: Mapping[str, Any]) -> Table:
+    table = _table("Imagined paths on the validation window (error in standard deviations of a bar's change)")
+    table.add_column("bars ahead", no_wrap=True)
+    for header in ("error", "unchanged", "constant", "in 50/80/95%", "fields no better"):
+        table.add_column(header, justify="right")
+    for step, row in horizons.items():
+        errors = (row[name].values() for name in ("error", "error_persistence", "error_constant"))
+        table.add_row(
+            step,
+            *(f"{sum(error) / len(error):.2f}" for error in errors),
+            " ".join(f"{100 * row['coverage'][level]:.0f}" for level in ("50", "80", "95")),
+            f"{len(row['no_better'])} of {len(row['error'])}",
         )
     return table
 

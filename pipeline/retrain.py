@@ -24,6 +24,7 @@ from pipeline.bundling import bundle_run
 from pipeline.errors import ExitCode, TrackingUnavailable
 from pipeline.figures import log_figures
 from pipeline.inputs import RunInputs, check_extra_rules, load_inputs
+from pipeline.last_night import with_warm_start
 from pipeline.lock import WorkdirLock, create_workdir
 from pipeline.progress import Reporter
 from pipeline.promotion import register
@@ -65,7 +66,7 @@ def retrain(
     try:
         with WorkdirLock(root):
             with reporter.stage("data"):
-                inputs = load_inputs(config)
+                inputs = with_warm_start(load_inputs(config), root)
                 check_extra_rules(inputs)
                 settings = config.tracking
                 tracker = Tracker(settings.uri, settings.experiment, root, settings.model_name)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 
 from configs import ConfigError
@@ -45,6 +46,7 @@ from world_model import (
     MarketModel,
     ModelFileError,
     TrainingError,
+    evaluate_horizons,
     evaluate_market_model,
     fit_market_model,
     rescale_drift,
@@ -52,6 +54,8 @@ from world_model import (
 
 MBPO_NAME = "mbpo"
 MODEL_FREE_NAME = "model_free"
+HORIZON_PATHS = 100
+"""Imagined from every bar of the validation window, to see how good they are several bars ahead."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class LearnedMarket:
     scaler: Scaler
     """Of the observation, with `model_uncertainty` scaled by its training quantiles."""
     metrics: dict[str, Any]
-    """`holdout` (end of the training window, used for early stopping), `validation` and `test`."""
+    """`holdout` (end of the training window, used for early stopping), `validation` and `test`; `horizons` says how
+    good imagined bars are 1 to 5 bars ahead on the validation window."""
     uncertainty: np.ndarray
     """[T] over the whole feature table."""
 
@@ -104,7 +109,13 @@ def world_model_stage(
 
         try:
             model, fit = fit_market_model(
-                visited.features, fields, inputs.config.world_model, inputs.config.seed, on_epoch, purge=LOOKBACK
+                visited.features,
+                fields,
+                inputs.config.world_model,
+                inputs.config.seed,
+                on_epoch,
+                purge=LOOKBACK,
+                warm_start=None if inputs.warm_start is None else MarketModel.load(inputs.warm_start.folder, fields),
             )
         except TrainingError as error:
             raise ConfigError(f"world_model: {error}") from error
@@ -117,9 +128,17 @@ def world_model_stage(
         for epoch, score in enumerate(report["holdout_scores"], start=1):
             tracker.log_metrics({"world_model/holdout_score": score}, epoch)
     scored: dict[str, FeatureTable] = {"validation": inputs.validation, "test": inputs.test}
+    ahead = evaluate_horizons(
+        model,
+        inputs.validation.values,
+        fields,
+        generator=torch.Generator().manual_seed(inputs.config.seed),
+        num_paths=HORIZON_PATHS,
+    )
     metrics = {name: evaluate_market_model(model, table.values, fields).to_dict() for name, table in scored.items()}
     metrics["holdout"] = report["holdout"]
     metrics["fit"] = {key: report[key] for key in ("train_rows", "holdout_rows", "epochs", "elites", "drift")}
+    metrics["horizons"] = {str(one.step): one.to_dict() for one in ahead}
     uncertainty = historical_uncertainty(model, inputs.table.values)
     scaler = observation_scaler(inputs.train, uncertainty[inputs.split.train])
     return LearnedMarket(model, scaler, metrics, uncertainty)

@@ -48,21 +48,34 @@ def read_model(directory: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     Raises: ModelFileError if a file is missing, changed, or of another format.
     """
     folder = Path(directory)
-    text = _read(folder / DESCRIPTION_FILE)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ModelFileError(f"{folder / DESCRIPTION_FILE}: expected JSON, was damaged ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        was = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise ModelFileError(f"{folder / DESCRIPTION_FILE}: format: expected {FORMAT}, was {was!r}")
-    _compare(folder / DESCRIPTION_FILE, content.pop("sha256", None), canonical_json(content).encode())
+    content, _ = _description(folder)
     blob = _read(folder / WEIGHTS_FILE)
     _compare(folder / WEIGHTS_FILE, content.get("weights_sha256"), blob)
     try:
         return tensors_from_bytes(blob), content
     except SafetensorError as error:
         raise ModelFileError(f"{folder / WEIGHTS_FILE}: expected safetensors ({error})") from error
+
+
+def model_hash(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 of description and weights together, as `write_model` gave it. Raises: ModelFileError."""
+    return _description(Path(directory))[1]
+
+
+# Content without its hash, and the hash.
+def _description(folder: Path) -> tuple[dict[str, Any], str]:
+    path = folder / DESCRIPTION_FILE
+    text = _read(path)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: expected JSON, was damaged ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        was = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise ModelFileError(f"{path}: format: expected {FORMAT}, was {was!r}")
+    digest = content.pop("sha256", None)
+    _compare(path, digest, canonical_json(content).encode())
+    return content, str(digest)
 
 
 def _read(path: Path) -> bytes:
