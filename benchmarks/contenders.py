@@ -250,12 +250,15 @@ def fit_model_based(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     model = fit_world_model(lesson, progress)
     disagreement = partial(disagreement_of, model)
     policy, notes = train_mbpo(lesson, model, progress)
-    planner = partial(PlannerPolicy, lesson.dynamics, model, config.evaluation.planner, gamma=config.mbpo.ppo.gamma)
+    fitted = {"mbpo": Fitted(policy, "model_based", disagreement, notes=notes, evidence=calibration(lesson, model))}
     few = config.evaluation.planner.max_paths
+    if not few:
+        return fitted
+    planner = partial(PlannerPolicy, lesson.dynamics, model, config.evaluation.planner, gamma=config.mbpo.ppo.gamma)
     alone = planner(seed=config.seed, name="planner")
     joined = planner(seed=config.seed, value=policy, name="mbpo_planner")
     return {
-        "mbpo": Fitted(policy, "model_based", disagreement, notes=notes, evidence=calibration(lesson, model)),
+        **fitted,
         "planner": Fitted(alone, "model_based", disagreement, max_paths=few),
         "mbpo_planner": Fitted(joined, "model_based", disagreement, max_paths=few),
     }

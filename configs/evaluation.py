@@ -139,8 +139,9 @@ class PlannerConfig(Section):
     """H: bars planned ahead."""
     scenarios: Count = 16
     """Market scenarios every sequence is scored on."""
-    max_paths: Count = 20
-    """Test paths the planner walks, from the first; it decides one bar at a time and is slow over many."""
+    max_paths: Annotated[int, Field(ge=0)] = 20
+    """Test paths the planner walks, from the first; it decides one bar at a time and is slow over many. 0 leaves
+    planners out."""
 
 
 class SuiteConfig(Section):
