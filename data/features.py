@@ -42,6 +42,9 @@ FEATURE_FIELDS: tuple[Field, ...] = (
     Field(
         "range_volatility", "market", "per sqrt(year)", 0.0, INF, "annualised Parkinson volatility, average of span 32"
     ),
+    Field(
+        "gap_volatility_20", "market", "overnight, per sqrt(year)", 0.0, INF, "annualised root mean square of 20 gaps"
+    ),
     Field("range", "market", "log ratio", 0.0, INF, "log(high / low)"),
     Field("volume", "market", "log ratio", -INF, INF, "log(1 + volume) minus its mean over 20 bars"),
     Field("spread", "market", "fraction of price", 0.0, 2.0, "Corwin-Schultz bid-ask spread of the last 2 bars"),
@@ -131,14 +134,15 @@ def latest_features(bars: pd.DataFrame, bars_per_year: int, symbol: str) -> Feat
 def _market(
     open_: Floats, high: Floats, low: Floats, close: Floats, volume: Floats, *, bars_per_year: int
 ) -> dict[str, Floats]:
-    bar_return = _log_return(close, 1)
+    bar_return, gap = _log_return(close, 1), np.log(open_[1:] / close[:-1])
     year = math.sqrt(bars_per_year)
     return {
-        "gap_return": np.log(open_[1:] / close[:-1]),
+        "gap_return": gap,
         "intraday_return": np.log(close / open_),
         **{f"return_{lag}": _log_return(close, lag) for lag in (2, 5, 10, 20)},
         **{f"volatility_{window}": window_std(bar_return, window, ddof=1) * year for window in (5, 20)},
         "range_volatility": _parkinson(high, low) * year,
+        "gap_volatility_20": np.sqrt(np.maximum(window_sum(np.square(gap), 20), 0.0) / 20.0) * year,
         "range": np.log(high / low),
         "volume": 0.0 - mean_offset(np.log1p(volume), 20),
         "spread": _corwin_schultz(high, low, close),

@@ -39,9 +39,9 @@ def table(sp500: pd.DataFrame) -> FeatureTable:
 def test_the_account_step_finds_its_columns_first() -> None:
     names = [field.name for field in FEATURE_FIELDS]
     assert names[:2] == ["gap_return", "intraday_return"]
-    assert len(set(names)) == len(names) == 19
+    assert len(set(names)) == len(names) == 20
     groups = [field.group for field in FEATURE_FIELDS]
-    assert groups == ["market"] * 12 + ["signals"] * 7
+    assert groups == ["market"] * 13 + ["signals"] * 7
 
 
 def test_gap_and_intraday_return_add_up_to_the_bar_return() -> None:
@@ -123,6 +123,15 @@ def test_range_volatility_is_parkinsons_estimate_averaged_with_the_weights_of_pa
     variance = np.log(bars["high"] / bars["low"]) ** 2 / (4.0 * math.log(2.0))
     wanted = math.sqrt(252 * variance.iloc[-LOOKBACK:].ewm(span=32).mean().iloc[-1])
     assert last_row(bars)["range_volatility"] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_gap_volatility_is_the_root_mean_square_of_twenty_gaps(sp500: pd.DataFrame) -> None:
+    bars = sp500.iloc[-LOOKBACK:]
+    gaps = np.log(bars["open"] / bars["close"].shift(1)).iloc[-20:]
+    wanted = math.sqrt(252 * (gaps**2).mean())
+    assert last_row(bars)["gap_volatility_20"] == pytest.approx(wanted, rel=1e-9)
+    closed = bars.assign(open=bars["close"].shift(1).fillna(bars["open"]))
+    assert last_row(closed.assign(high=closed.max(axis=1)))["gap_volatility_20"] == 0.0
 
 
 def test_macd_agrees_with_the_weights_of_pandas(sp500: pd.DataFrame) -> None:
@@ -282,7 +291,7 @@ def test_table_finds_columns_and_cuts_rows(table: FeatureTable) -> None:
 
 
 def test_table_refuses_wrong_shapes_and_values(table: FeatureTable) -> None:
-    with pytest.raises(ValueError, match=r"expected float64 \[4912, 19\], was float64 \[4912, 18\]"):
+    with pytest.raises(ValueError, match=r"expected float64 \[4912, 20\], was float64 \[4912, 19\]"):
         FeatureTable(table.timestamps, "x", table.fields, table.values[:, 1:])
     with pytest.raises(ValueError, match="was float32"):
         FeatureTable(table.timestamps, "x", table.fields, table.values.astype(np.float32))
