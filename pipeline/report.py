@@ -89,7 +89,17 @@ def _world_model(metrics: Mapping[str, Any]) -> Table:
             *(f"{row['r2_by_group'][group]:.3f}" for group in groups),
             " ".join(f"{100 * row['coverage'][level]:.0f}" for level in ("50", "80", "95")),
         )
+    table.caption, table.caption_justify = _drift(metrics["fit"]["drift"]), "left"
     return table
+
+
+def _drift(scale: Mapping[str, float | None] | None) -> str | None:
+    if scale is None or scale["error"] is None:
+        return None
+    return (
+        f"Expected moves were multiplied by {scale['factor']:.2f}: the validation window says {scale['slope']:.2f} "
+        f"± {scale['error']:.2f}"
+    )
 
 
 # Errors are means over fields, in standard deviations of a bar's change.
