@@ -39,7 +39,7 @@ from mbpo.dqn import train_dqn
 from mbpo.planning import PlannerPolicy
 from mbpo.sac import train_sac
 from mbpo.vec_env import MixedVecEnv
-from world_model import MarketModel, evaluate_market_model, fit_market_model, rescale_drift
+from world_model import MarketModel, calibrate_drift, evaluate_market_model, fit_market_model
 
 Family = Literal["reference", "rule", "forecast", "model_free", "model_based"]
 """What kind of policy it is; the claim compares the best of `model_based` with the best of `model_free`."""
@@ -228,7 +228,7 @@ def _notes(trained: TrainedPolicy[Any]) -> dict[str, float]:
 
 
 def fit_world_model(lesson: Lesson, progress: Progress) -> MarketModel:
-    """The ensemble, on the training rows alone, the holdout being their end; the size of its drift on validation."""
+    """The ensemble on the training rows alone, the holdout being their end; its drift is calibrated on validation."""
     config = lesson.config
     table = lesson.train
     model, _ = fit_market_model(
@@ -240,7 +240,7 @@ def fit_world_model(lesson: Lesson, progress: Progress) -> MarketModel:
         purge=lesson.lookback,
     )
     if config.world_model.calibrate_drift:
-        rescale_drift(model, lesson.validation.values)
+        calibrate_drift(model, table.values, lesson.validation.values)
     return model
 
 

@@ -175,7 +175,8 @@ class WorldModelConfig(Section):
     """Begin with the networks' weights of the last finished run over older bars in the work directory, if it has one of
     the same symbol, columns and sizes."""
     calibrate_drift: bool = True
-    """Settle the size of expected moves, one factor, on the validation rows (`world_model.drift`)."""
+    """Settle how strongly expected moves are shrunk, and how large they are, on the validation rows
+    (`world_model.drift`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

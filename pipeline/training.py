@@ -46,10 +46,10 @@ from world_model import (
     MarketModel,
     ModelFileError,
     TrainingError,
+    calibrate_drift,
     evaluate_horizons,
     evaluate_market_model,
     fit_market_model,
-    rescale_drift,
 )
 
 MBPO_NAME = "mbpo"
@@ -90,9 +90,9 @@ def replay_stage(inputs: RunInputs, run_dir: Path, progress: Advance = silent) -
 def world_model_stage(
     inputs: RunInputs, visited: Visited, run_dir: Path, tracker: Tracker | None = None, progress: Advance = silent
 ) -> LearnedMarket:
-    """Fit the ensemble to the replayed rows, settle the size of its drift on the validation window, and score it.
+    """Fit the ensemble to the replayed rows, calibrate its drift on the validation window, and score it.
 
-    Its scores on the validation window know that one number; those on the test window know nothing.
+    Its scores on the validation window know these two numbers; those on the test window know nothing.
     """
     directory, fields = run_dir / "world_model", inputs.table.fields
     report_file = run_dir / "world_model_fit.json"
@@ -120,7 +120,7 @@ def world_model_stage(
         except TrainingError as error:
             raise ConfigError(f"world_model: {error}") from error
         calibrated = inputs.config.world_model.calibrate_drift
-        drift = asdict(rescale_drift(model, inputs.validation.values)) if calibrated else None
+        drift = asdict(calibrate_drift(model, visited.features, inputs.validation.values)) if calibrated else None
         report = {**fit.to_dict(), "drift": drift, "holdout_scores": scores}
         atomic_write_json(report_file, report)
         model.save(directory)

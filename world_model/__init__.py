@@ -7,7 +7,7 @@ only tell their masks at real states, `learn_masks` learns the mask as well, wit
 
 from world_model.bar_return import return_log_density
 from world_model.calibration import shrinkage_factor, variance_multiplier
-from world_model.drift import DriftScale, rescale_drift
+from world_model.drift import DriftCalibration, calibrate_drift
 from world_model.errors import ModelFileError, TrainingError, WorldModelError
 from world_model.experience import Experience
 from world_model.horizons import StepMetrics, evaluate_horizons
@@ -26,7 +26,7 @@ from world_model.world import WorldModel, WorldStep
 from world_model.world_fit import WorldFitConfig, WorldFitReport, fit_world_model
 
 __all__ = [
-    "DriftScale",
+    "DriftCalibration",
     "EnsembleMLP",
     "Experience",
     "FitReport",
@@ -51,6 +51,7 @@ __all__ = [
     "WorldModel",
     "WorldModelError",
     "WorldStep",
+    "calibrate_drift",
     "central_coverage",
     "evaluate_horizons",
     "evaluate_market_model",
@@ -61,7 +62,6 @@ __all__ = [
     "learn_masks",
     "mask_errors",
     "member_nll",
-    "rescale_drift",
     "return_log_density",
     "shrinkage_factor",
     "variance_multiplier",

@@ -18,7 +18,10 @@ RANK = 1e-12
 
 
 def fit_line(
-    inputs: NDArray[np.float64], targets: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+    inputs: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+    penalties: NDArray[np.float64] = PENALTIES,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit `target = coefficients @ [1, inputs]`, one penalty per output by the largest marginal likelihood.
 
@@ -28,7 +31,8 @@ def fit_line(
     the rest: the mean return of a few years is the least certain number of all.
 
     Args: inputs [N, M], standardised; targets [N, O], in units in which 0 is what one knows without the data; weights
-        [N, O] > 0, one over the noise variance of each target up to a factor, None for equal ones.
+        [N, O] > 0, one over the noise variance of each target up to a factor, None for equal ones; penalties: to choose
+        from.
     Returns: coefficients [O, 1 + M], intercept first; penalties [O].
     Raises: ValueError on shapes, fewer than two rows or numbers that are not finite.
     """
@@ -38,18 +42,21 @@ def fit_line(
         raise ValueError("line: expected finite inputs and targets, found NaN or infinity")
     design = np.column_stack((np.ones(len(inputs)), inputs))
     if weights is None:
-        fitted = [_fit_column(design, target) for target in targets.T]
+        fitted = [_fit_column(design, target, penalties) for target in targets.T]
     else:
         roots = np.sqrt(weights / weights.mean(axis=0))
         fitted = [
-            _fit_column(design * root[:, None], target * root) for target, root in zip(targets.T, roots.T, strict=True)
+            _fit_column(design * root[:, None], target * root, penalties)
+            for target, root in zip(targets.T, roots.T, strict=True)
         ]
-    coefficients, penalties = zip(*fitted, strict=True)
-    return np.stack(coefficients), np.array(penalties)
+    coefficients, chosen = zip(*fitted, strict=True)
+    return np.stack(coefficients), np.array(chosen)
 
 
 # Coefficients [P] and penalty of one target [N] on a design [N, P], rows already weighted.
-def _fit_column(design: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _fit_column(
+    design: NDArray[np.float64], target: NDArray[np.float64], penalties: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
     rows = len(target)
     power, axes = np.linalg.eigh(design.T @ design)
     power = np.maximum(power, 0.0)
@@ -58,8 +65,8 @@ def _fit_column(design: NDArray[np.float64], target: NDArray[np.float64]) -> tup
     seen = power > RANK * max(power[-1], 1.0)
     explained = np.where(seen, moment**2 / np.where(seen, power, 1.0), 0.0)
     outside = max(float(target @ target) - float(explained.sum()), 0.0)
-    missed = outside + (explained * PENALTIES[:, None] / (power + PENALTIES[:, None])).sum(axis=1)
+    missed = outside + (explained * penalties[:, None] / (power + penalties[:, None])).sum(axis=1)
     noise = np.maximum(missed / rows, np.finfo(np.float64).tiny)
-    evidence = -0.5 * rows * np.log(noise) - 0.5 * np.log1p(power / PENALTIES[:, None]).sum(axis=1)
-    penalty = float(PENALTIES[np.argmax(evidence)])
+    evidence = -0.5 * rows * np.log(noise) - 0.5 * np.log1p(power / penalties[:, None]).sum(axis=1)
+    penalty = float(penalties[np.argmax(evidence)])
     return axes @ (moment / (power + penalty)), penalty

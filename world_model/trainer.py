@@ -21,6 +21,7 @@ from data.errors import DataError
 from data.fields import Field
 from world_model.backprop import MemberGradients
 from world_model.calibration import shrinkage_factor
+from world_model.drift import refit_line
 from world_model.errors import TrainingError
 from world_model.linear import fit_line
 from world_model.losses import gaussian_nll, member_nll
@@ -289,24 +290,6 @@ def recalibrate_variance(model: MarketModel, features: NDArray[np.float64]) -> d
     current, following = torch.from_numpy(features[:-1]), torch.from_numpy(features[1:])
     calibrate_variance(model, current, following)
     return _coverage(model, current, following)
-
-
-@torch.no_grad()
-def refit_line(model: MarketModel, current: NDArray[np.float64], following: NDArray[np.float64]) -> None:
-    """Fit the line once more, given networks and variance, to every row there is, the holdout included.
-
-    Each row counts by the inverse of its predicted variance: a bar of a crash says a hundredth of what a calm one says.
-    Args: current, following [N, M], raw units: training rows and holdout.
-    """
-    rows, outcome = torch.from_numpy(current), torch.from_numpy(following)
-    mean, variance = (part.double() for part in model.mixture(rows))
-    learned = mean - model.baseline(rows).double()
-    inputs = model.input_normaliser.standardise(model.clamp(rows).numpy())
-    spread = model.delta_normaliser.std.double()
-    start = torch.where(model.reverting, torch.zeros_like(rows), rows)
-    weights = (spread * spread / variance).numpy()
-    coefficients, _ = fit_line(inputs.double().numpy(), ((outcome - learned - start) / spread).numpy(), weights)
-    model.line.copy_(torch.from_numpy(coefficients))
 
 
 def _coverage(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, float]:
