@@ -93,12 +93,13 @@ def _world_model(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def _drift(scale: Mapping[str, float | None] | None) -> str | None:
-    if scale is None or scale["error"] is None:
+def _drift(drift: Mapping[str, float | None] | None) -> str | None:
+    if drift is None or drift["error"] is None:
         return None
+    penalty = "" if drift["strength"] is None else f", with a penalty of {drift['strength']:g} per row"
     return (
-        f"Expected moves were multiplied by {scale['factor']:.2f}: the validation window says {scale['slope']:.2f} "
-        f"± {scale['error']:.2f}"
+        f"Expected moves, in standard deviations of a bar: {drift['size_before']:.3f} by training, {drift['size']:.3f} "
+        f"calibrated on validation (slope {drift['slope']:.2f} ± {drift['error']:.2f}{penalty})"
     )
 
 

@@ -40,6 +40,10 @@ class DriftCalibration:
     """Penalty per training row in force; None is the evidence's own."""
     factor: float
     """Every expected move of that line was multiplied by it; at least 0."""
+    size: float
+    """Root mean square of an expected move in training, in predicted standard deviations of a bar, afterwards."""
+    size_before: float
+    """The same by the evidence alone."""
     slope: float
     """Least-squares slope of what happened on what that line expected; 1 where nothing was expected."""
     error: float | None
@@ -81,7 +85,7 @@ def calibrate_drift(model: MarketModel, training: Floats, validation: Floats) ->
     names = [field.name for field in model.fields]
     columns = [names.index(name) for name in BAR_MOVES if name in names]
     if len(columns) < len(BAR_MOVES) or not model.reverting[columns].all():
-        return DriftCalibration(strength=None, factor=1.0, slope=1.0, error=None)
+        return DriftCalibration(strength=None, factor=1.0, size=0.0, size_before=0.0, slope=1.0, error=None)
 
     rows = len(training) - 1
     expected, _ = _standardised(model, training, columns)
@@ -124,7 +128,7 @@ def _scale(
     unit: float,
 ) -> tuple[float, DriftCalibration]:
     if unit == 0.0:
-        return 0.0, DriftCalibration(strength=strength, factor=1.0, slope=1.0, error=None)
+        return 0.0, DriftCalibration(strength=strength, factor=1.0, size=0.0, size_before=usual, slope=1.0, error=None)
     products, squares = 0.0, 0.0
     for market in panel:
         expected, happened = _standardised(model, market, columns)
@@ -136,7 +140,9 @@ def _scale(
     gain = factor * products - 0.5 * factor**2 * squares - 0.5 * certainty * (factor - centre) ** 2
     error = squares**-0.5 if squares else None
     slope = products / squares if squares else 1.0
-    return gain, DriftCalibration(strength=strength, factor=factor, slope=slope, error=error)
+    return gain, DriftCalibration(
+        strength=strength, factor=factor, size=factor * unit, size_before=usual, slope=slope, error=error
+    )
 
 
 # Expected moves [T-1] of the columns together and what happened, in predicted standard deviations.

@@ -27,6 +27,7 @@ AHEAD = {
     "coverage": COVERAGE,
     "no_better": ["range"],
 }
+DRIFT = {"strength": None, "factor": 1.2, "size": 0.05, "size_before": 0.042, "slope": 1.43, "error": 1.07}
 TIMES = {"p50_ms": 0.1, "p99_ms": 0.2, "p999_ms": 0.3, "max_ms": 0.4, "count": 100}
 
 
@@ -42,11 +43,12 @@ def printed(drift: dict[str, Any] | None) -> str:
 
 
 def test_the_report_says_how_good_imagined_bars_are_and_how_large_the_drift_is() -> None:
-    said = printed({"factor": 1.2, "slope": 1.43, "error": 1.07})
+    said = printed(DRIFT)
     assert "2 0.60 1.00 0.80 50 81 95 1 of 2" in said
-    assert "Expected moves were multiplied by 1.20: the validation window says 1.43 ± 1.07" in said
+    assert "0.042 by training, 0.050 calibrated on validation (slope 1.43 ± 1.07)" in said
+    assert "± 1.07, with a penalty of 10 per row)" in printed({**DRIFT, "strength": 10.0})
 
 
-@pytest.mark.parametrize("drift", [None, {"factor": 1.0, "slope": 1.0, "error": None}])
+@pytest.mark.parametrize("drift", [None, {**DRIFT, "error": None}])
 def test_a_drift_that_was_not_settled_is_not_mentioned(drift: dict[str, Any] | None) -> None:
     assert "Expected moves" not in printed(drift)

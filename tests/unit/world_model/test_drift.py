@@ -47,6 +47,8 @@ def test_the_true_size_of_expected_moves_is_found(model, factor):
     assert found.factor == pytest.approx(found.slope, abs=0.01)
     assert torch.allclose(model.line[:2], before[:2] * found.factor)
     assert torch.equal(model.line[2], before[2])
+    assert found.size == pytest.approx(found.factor * found.size_before)
+    assert found.size_before == pytest.approx(0.112, rel=0.02)
     assert model.mean_shrinkage.tolist() == pytest.approx([found.factor, found.factor, 1.0])
 
 
