@@ -159,7 +159,8 @@ VARIANTS: dict[str, Variant] = {
     "no volatility line": Variant({"world_model.volatility_line": False}),
     "drift as fitted": Variant({"world_model.calibrate_drift": False}),
     "rewards with luck": Variant({"mbpo.control_variate": 0.0}),
-    "risk aversion 5": Variant({"mbpo.risk_aversion": 5.0}),
+    "risk aversion 5": Variant({"mbpo.usual_position": None, "mbpo.risk_aversion": 5.0}),
+    "risk aversion 20": Variant({"mbpo.usual_position": None, "mbpo.risk_aversion": 20.0}),
     "risk aversion from the start": Variant({"mbpo.risk_aversion_ramp": 0.0}),
     "no mask in imagination": Variant(fit=fit_unmasked),
     "no structure": Variant(fit=fit_whole),
@@ -209,14 +210,16 @@ def measure_ablation(
     *,
     runs: int = 5,
     jobs: int = 1,
-    variants: Mapping[str, Variant] = VARIANTS,
+    variants: Mapping[str, Variant] | None = None,
     paths: int = PATHS,
     progress: Progress | None = None,
 ) -> AblationReport:
     """Fit and judge every variant on every run; finished ones are read back from `directory`.
 
+    Args: variants by name; None takes VARIANTS.
     Raises: ValueError on counts below 1 or without the settings in force; FoldError where a fit failed.
     """
+    variants = VARIANTS if variants is None else variants
     if runs < 1 or paths < 1:
         raise ValueError(f"runs, paths: expected at least 1, was {runs} and {paths}")
     if IN_FORCE not in variants:

@@ -57,7 +57,7 @@ GRIDS: dict[str, dict[str, Sequence[Any]]] = {
         "mbpo.rollout_length": (1, 3, 5),
         "mbpo.penalty_coef": (0.0, 0.05, 0.1),
         "mbpo.real_ratio": (0.0, 0.25, 0.5),
-        "mbpo.risk_aversion": (5, 20),
+        "mbpo.usual_position": (0.5, 0.7, 1.0),
     },
 }
 """Values tried for each learner; rule and forecast policies search a grid of their own in every fit."""

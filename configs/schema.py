@@ -240,8 +240,12 @@ class MBPOConfig(Section):
     risk_aversion: NonNegative | None = None
     """That of the reward MBPO learns from, null takes `reward.risk_aversion`: where luck is taken out of rewards, a
     learner stands a larger one."""
+    usual_position: Positive | None = None
+    """In place of a number for `risk_aversion`: the position that a forecast of its usual size, root mean square over
+    history, is worth. A ratio of mean to risk does not depend on the scale of positions; a fixed aversion keeps a world
+    model with small forecasts flat."""
     risk_aversion_ramp: Fraction = 0.5
-    """Share of training over which it rises from `reward.risk_aversion` to `mbpo.risk_aversion`, if the latter is the
+    """Share of training over which risk aversion rises from `reward.risk_aversion` to MBPO's own, if that is the
     larger: averse from the start, a policy that still trades at random learns first to stay flat, and some never
     leave."""
     penalty_schedule: PenaltyScheduleConfig = PenaltyScheduleConfig()
@@ -256,6 +260,11 @@ class MBPOConfig(Section):
 
     @model_validator(mode="after")
     def _schedules_fit(self) -> Self:
+        if self.risk_aversion is not None and self.usual_position is not None:
+            raise ValueError(
+                f"mbpo.usual_position: expected null beside risk_aversion={self.risk_aversion}, "
+                f"was {self.usual_position}"
+            )
         initial = self.rollout_schedule.initial
         if initial is not None and initial > self.rollout_length:
             raise ValueError(

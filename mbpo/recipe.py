@@ -86,12 +86,24 @@ def mixed_env(
         seed=config.seed,
         penalty=penalty_schedule(config.mbpo.penalty_schedule, config.mbpo.penalty_coef),
         lengths=Ramp(ramp.initial or config.mbpo.rollout_length, config.mbpo.rollout_length, ramp.begin, ramp.end),
-        risk_aversion=_risk_aversion(config, dynamics),
+        risk_aversion=_risk_aversion(config, dynamics, forecast),
         model_error=model_error,
     )
 
 
-def _risk_aversion(config: DetentConfig, dynamics: TradingDynamics) -> Ramp:
+def _risk_aversion(config: DetentConfig, dynamics: TradingDynamics, forecast: Forecast) -> Ramp:
     shared, share = dynamics.reward.risk_aversion, config.mbpo.risk_aversion_ramp
     own = shared if config.mbpo.risk_aversion is None else config.mbpo.risk_aversion
+    if config.mbpo.usual_position is not None:
+        own = aversion_for(forecast, config.mbpo.usual_position)
     return Ramp(min(shared, own), own, end=share) if share else Ramp(own, own)
+
+
+def aversion_for(forecast: Forecast, usual_position: float) -> float:
+    """Risk aversion at which a forecast of its usual size is worth a position of `usual_position`.
+
+    Mean-variance utility is largest at `mean / (aversion * variance)` (Markowitz 1952, doi:10.2307/2975974); the usual
+    size is the root mean square of `mean / variance` over the rows. Args: forecast of each row's next bar, [T, 2].
+    """
+    worth = forecast.mean.sum(axis=1) / forecast.variance.sum(axis=1)
+    return float(np.sqrt(np.mean(worth * worth))) / usual_position

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks import learned_masks, market, training_loop
+from benchmarks import ablation, learned_masks, market, training_loop
 from configs import load_config
 from pipeline.cli import app
 
@@ -23,6 +23,7 @@ BENCHMARKS = (
     ("training",),
     ("world-model",),
     ("sample-efficiency",),
+    ("ablation",),
 )
 
 
@@ -117,6 +118,21 @@ def test_real_steps_of_both_learners_are_counted_in_smoke(tmp_path: Path) -> Non
     ]
     assert written["known"] == ["action_masks", "exogenous", "reward", "transition"]
     assert written["summary"]["mbpo"]["at_marks"]["160"]["estimate"] > 500
+
+
+def test_parts_of_mbpo_are_judged_in_smoke_and_finished_fits_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ("in force", "rewards with luck")
+    monkeypatch.setattr(ablation, "VARIANTS", {name: ablation.VARIANTS[name] for name in kept})
+    for _ in range(2):
+        result = bench("ablation", "--smoke", "--workdir", tmp_path, "--json", tmp_path / "ablation.json")
+        assert result.exit_code == 0, result.output
+        assert "to those in force" in " ".join(result.stdout.split())
+    written = json.loads((tmp_path / "ablation.json").read_text())
+    assert [row["variant"] for row in written["rows"]] == list(kept)
+    assert (written["runs"], written["paths"]) == (1, 2)
+    assert len(list((tmp_path / "ablation").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
