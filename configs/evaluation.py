@@ -161,7 +161,7 @@ class SuiteConfig(Section):
     """Paths on which policies are judged; below 217 even no kill at all cannot show a rate within 2 %."""
     test_bars: Annotated[int, Field(ge=60)] = 2520
     """Bars of a test path."""
-    base_seed: Annotated[int, Field(ge=0, lt=2**31 - 400_000)] = 20_260_000
+    base_seed: Annotated[int, Field(ge=0, lt=2**31 - 400_000)] = 20_700_000
     """Training paths use base_seed + 1 + i, validation base_seed + 100_000, test base_seed + 200_000, stress
     base_seed + 300_000."""
     stress_paths: Annotated[int, Field(ge=0)] = 50
