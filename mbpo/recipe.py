@@ -102,8 +102,11 @@ def _risk_aversion(config: DetentConfig, dynamics: TradingDynamics, forecast: Fo
 def aversion_for(forecast: Forecast, usual_position: float) -> float:
     """Risk aversion at which a forecast of its usual size is worth a position of `usual_position`.
 
-    Mean-variance utility is largest at `mean / (aversion * variance)` (Markowitz 1952, doi:10.2307/2975974); the usual
-    size is the root mean square of `mean / variance` over the rows. Args: forecast of each row's next bar, [T, 2].
+    The reward `r - aversion / 2 * r^2` of a position p is largest at `p = E[m] / (aversion * E[m^2])`, m the move of a
+    bar (Markowitz 1952, doi:10.2307/2975974); the usual size is the root mean square of `E[m] / E[m^2]` over the rows.
+
+    Args: forecast of each row's next bar, [T, 2].
     """
-    worth = forecast.mean.sum(axis=1) / forecast.variance.sum(axis=1)
+    mean = forecast.mean.sum(axis=1)
+    worth = mean / (forecast.variance.sum(axis=1) + mean * mean)
     return float(np.sqrt(np.mean(worth * worth))) / usual_position

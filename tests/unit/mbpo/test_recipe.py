@@ -22,10 +22,16 @@ FORECAST = Forecast(np.stack((0.25 * WORTH, 0.75 * WORTH), axis=1) * 1e-4, np.fu
 
 def test_a_usual_forecast_is_worth_the_usual_position() -> None:
     aversion = aversion_for(FORECAST, 0.5)
-    assert aversion == pytest.approx(np.sqrt(2.0) / 0.5)
-    # Where utility `p * mean - aversion / 2 * p^2 * variance` is largest, root mean square over the bars.
+    assert aversion == pytest.approx(np.sqrt(2.0) / 0.5, rel=1e-3)
+    # Where `p * mean - aversion / 2 * p^2 * second moment` is largest, root mean square over the bars.
     best = WORTH / aversion
-    assert np.sqrt(np.mean(best**2)) == pytest.approx(0.5)
+    assert np.sqrt(np.mean(best**2)) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_sure_move_is_no_reason_to_stay_flat() -> None:
+    # A move of one per cent that is known: utility of the usual position is half its growth.
+    sure = Forecast(np.tile([0.0, 0.01], (60, 1)), np.full((60, 2), 1e-12))
+    assert aversion_for(sure, 1.0) == pytest.approx(1 / 0.01)
 
 
 @pytest.mark.parametrize(
