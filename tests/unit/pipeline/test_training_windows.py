@@ -79,15 +79,32 @@ def test_the_world_model_is_fitted_to_replayed_rows_with_a_purged_holdout(
 ) -> None:
     visited, given = visited_of(inputs), {}
 
-    def fit(features: Any, fields: Any, config: Any, seed: int, progress: Any, *, purge: int) -> None:
-        given.update(features=features, purge=purge)
+    def fit(features: Any, fields: Any, config: Any, seed: int, progress: Any, *, purge: int, warm_start: Any) -> None:
+        given.update(features=features, purge=purge, warm_start=warm_start)
         raise Stop
 
     monkeypatch.setattr(training, "fit_market_model", fit)
     with pytest.raises(Stop):
         training.world_model_stage(inputs, visited, tmp_path)
     assert given["features"] is visited.features
-    assert given["purge"] == LOOKBACK
+    assert (given["purge"], given["warm_start"]) == (LOOKBACK, None)
+
+
+def test_the_drift_is_calibrated_on_the_validation_window_alone(
+    inputs: RunInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visited, given = visited_of(inputs), []
+
+    def calibrate(model: Any, train: np.ndarray, validation: np.ndarray) -> None:
+        given.extend((train, validation))
+        raise Stop
+
+    monkeypatch.setattr(training, "fit_market_model", lambda *_, **__: (None, None))
+    monkeypatch.setattr(training, "calibrate_drift", calibrate)
+    with pytest.raises(Stop):
+        training.world_model_stage(inputs, visited, tmp_path)
+    assert given[0] is visited.features
+    np.testing.assert_array_equal(given[1], inputs.validation.values)
 
 
 def test_the_baseline_trains_on_training_rows_and_is_chosen_on_validation(
