@@ -20,6 +20,7 @@ from benchmarks.contenders import (
     Lesson,
     disagreement_of,
     fit_world_model,
+    history_env,
     silent,
     train_mbpo,
     walk_panel,
@@ -31,7 +32,6 @@ from benchmarks.tuning import with_settings
 from configs import DetentConfig
 from configs.section import PPOConfig
 from envs.batch import BatchStep, BatchVecEnv
-from envs.vec_env import HistoryVecEnv
 from evaluation import metrics_by_path
 from evaluation.statistics import Interval, t_interval
 from evaluation.statistics.crossed import seed_margin
@@ -96,20 +96,13 @@ def fit_unmasked(lesson: Lesson) -> Fitted:
 def fit_whole(lesson: Lesson) -> Fitted:
     """Nothing declared: one world model of observation, reward, termination and mask, from as many transitions.
 
-    Observations, reward and PPO settings are those of the others; so is the number of real transitions, a random walk
-    over the training rows eight times. Between fits it walks on with its own policy.
+    Observations, reward and PPO settings are those of the others; so is the number of real transitions, eight
+    for each training row: half of them by a random walk, the others between fits by its own policy.
     """
     config, rows = lesson.config, len(lesson.train) - 1
 
-    def build(num_envs: int, seed: int) -> BatchVecEnv:
-        return HistoryVecEnv(
-            lesson.dynamics,
-            lesson.scaler,
-            lesson.train.values,
-            num_envs=num_envs,
-            episode_bars=config.env.episode_bars,
-            seed=seed,
-        )
+    def build(num_envs: int, _: int) -> BatchVecEnv:
+        return history_env(lesson, num_envs)
 
     def evaluate(policy: StrictMaskablePolicy, _: int) -> dict[str, float]:
         return lesson.validate(TorchPolicy("whole", policy, lesson.scaler))

@@ -182,7 +182,7 @@ def fit_model_free(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     """MaskablePPO on the training rows alone."""
     ppo: PPOConfig = lesson.config.model_free
     trained = train_policy(
-        _history_env(lesson, ppo.num_envs),
+        history_env(lesson, ppo.num_envs),
         ppo,
         n_steps=ppo.n_steps,
         seed=lesson.config.seed,
@@ -196,7 +196,7 @@ def fit_model_free(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
 def fit_sac(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     """SAC on the continuous position, projected onto the valid actions."""
     sac = lesson.config.evaluation.sac
-    env = _history_env(lesson, sac.num_envs)
+    env = history_env(lesson, sac.num_envs)
     trained = train_sac(env, sac, seed=lesson.config.seed, validate=lesson.validate, progress=progress)
     return {"sac": Fitted(trained.policy, "model_free", notes=_notes(trained))}
 
@@ -204,12 +204,13 @@ def fit_sac(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
 def fit_dqn(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     """Masked double DQN."""
     dqn = lesson.config.evaluation.dqn
-    env = _history_env(lesson, dqn.num_envs)
+    env = history_env(lesson, dqn.num_envs)
     trained = train_dqn(env, dqn, seed=lesson.config.seed, validate=lesson.validate, progress=progress)
     return {"masked_dqn": Fitted(trained.policy, "model_free", notes=_notes(trained))}
 
 
-def _history_env(lesson: Lesson, num_envs: int) -> HistoryVecEnv:
+def history_env(lesson: Lesson, num_envs: int) -> HistoryVecEnv:
+    """Walks over the training rows."""
     return HistoryVecEnv(
         lesson.dynamics,
         lesson.scaler,

@@ -37,7 +37,7 @@ def find_browser() -> str:
         looked = f"looked for {', '.join(BROWSERS)} on PATH"
         if os.environ.get("CI") == "true":
             pytest.fail(f"no browser where CI promises one: {looked}")
-        pytest.skip(f"no browser: install Chromium or set DETENT_CHROMIUM ({looked})")
+        pytest.skip(reason="no browser: install Chromium, or name one in DETENT_CHROMIUM")
     return found
 
 
