@@ -25,7 +25,7 @@ from masking.rules import (
     trading_rules,
 )
 from masking.ruleset import Denial, RuleSet
-from masking.validation import check_actions, valid_actions, validate_action_masks
+from masking.validation import check_actions, refuse_broken_rows, valid_actions, validate_action_masks
 from masking.values import masked_argmax, masked_max
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "masked_max",
     "nearest_valid",
     "parameter",
+    "refuse_broken_rows",
     "register_rule",
     "shared",
     "trading_rules",

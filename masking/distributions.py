@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import log_softmax, pad
 
 from masking.errors import InvalidActionError, InvalidMaskError, MaskingError
-from masking.validation import validate_action_masks
+from masking.validation import refuse_broken_rows, validate_action_masks
 
 LARGEST_LOGIT = 2.0**30
 """Logits beyond +-this (about 1.07e9, exact in every dtype but float16, whose inf becomes it) count as this."""
@@ -237,13 +237,11 @@ def _check_shape(logits: torch.Tensor, shape: tuple[str | int, ...]) -> None:
 
 
 def _check_logits(logits: torch.Tensor, action_masks: torch.Tensor) -> None:
-    broken = (logits.isnan() & action_masks).flatten(1).any(dim=1)
-    if bool(broken.any()):
-        rows = broken.nonzero()[:, 0]
-        raise MaskingError(
-            f"logits: expected numbers on valid actions, was NaN in {len(rows)} of {len(broken)} rows, "
-            f"first row {int(rows[0])}; look for NaN in the observation or for diverged weights"
-        )
+    refuse_broken_rows(
+        (logits.isnan() & action_masks).flatten(1).any(dim=1),
+        "logits: expected numbers on valid actions, was NaN",
+        look_for="NaN in the observation or for diverged weights",
+    )
 
 
 def _fail_closed(logits: torch.Tensor, action_masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,8 +22,8 @@ from torch.nn.functional import smooth_l1_loss
 
 from masking.actions import HOLD
 from masking.adapters import BoolArray, MaskAdapter
-from masking.errors import MaskingError, MissingMaskError
-from masking.validation import validate_action_masks
+from masking.errors import MissingMaskError
+from masking.validation import refuse_broken_rows, validate_action_masks
 from masking.values import masked_argmax
 
 
@@ -124,12 +124,11 @@ class MaskedDQN(DQN):
         self.policy.set_training_mode(False)
         with torch.no_grad():
             values = self.q_net(obs).cpu().numpy()
-        broken = np.flatnonzero((np.isnan(values) & masks).any(axis=1))
-        if len(broken):
-            raise MaskingError(
-                f"action values: expected numbers on valid actions, was NaN in {len(broken)} of {batch} rows, "
-                f"first row {broken[0]}; look for NaN in the observation or for diverged weights"
-            )
+        refuse_broken_rows(
+            (np.isnan(values) & masks).any(axis=1),
+            "action values: expected numbers on valid actions, was NaN",
+            look_for="NaN in the observation or for diverged weights",
+        )
         actions = masked_argmax(values, masks)
         if not deterministic:
             # One coin per row, where SB3 tosses one for the whole batch.

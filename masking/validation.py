@@ -71,6 +71,19 @@ def check_safe_action(num_actions: int | Sequence[int], safe_action: int | Seque
     list(_dimensions(num_actions, safe_action))
 
 
+def refuse_broken_rows(broken: Any, problem: str, *, look_for: str) -> None:
+    """Raise MaskingError if any row is broken, naming how many and the first.
+
+    Args: broken: bool [B], array or tensor; problem: "field: expected .., was ..", before the count; look_for: causes.
+    """
+    xp = array_api_compat.array_namespace(broken)
+    if bool(xp.any(broken)):
+        rows = xp.nonzero(broken)[0]
+        raise MaskingError(
+            f"{problem} in {rows.shape[0]} of {broken.shape[0]} rows, first row {int(rows[0])}; look for {look_for}"
+        )
+
+
 def check_actions(
     actions: npt.NDArray[Any], action_masks: npt.NDArray[np.bool_], num_actions: Sequence[int] | None = None
 ) -> None:

@@ -9,7 +9,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from configs.evaluation import DQNConfig
 from data import Scaler
 from envs.vec_env import TradingVecEnv
-from masking import MaskingError, masked_argmax, validate_action_masks
+from masking import masked_argmax, refuse_broken_rows, validate_action_masks
 from masking.dqn import MaskedDQN
 from mbpo.snapshots import Log, Progress, SnapshotCallback, TrainedPolicy, Validate
 
@@ -42,12 +42,11 @@ class QPolicy:
         validate_action_masks(action_masks, num_actions=int(self.network.action_space.n), batch=len(obs))
         with torch.no_grad():
             values = self.network(obs).numpy()
-        broken = np.flatnonzero(np.isnan(values).any(axis=1))
-        if len(broken):
-            raise MaskingError(
-                f"{self.name}: expected numbers as action values, was NaN in {len(broken)} of {len(values)} rows, "
-                f"first row {broken[0]}; look for NaN in the state or for diverged weights"
-            )
+        refuse_broken_rows(
+            np.isnan(values).any(axis=1),
+            f"{self.name}: expected numbers as action values, was NaN",
+            look_for="NaN in the state or for diverged weights",
+        )
         return np.asarray(masked_argmax(values, action_masks), dtype=np.int64)
 
 

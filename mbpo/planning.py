@@ -13,7 +13,7 @@ import torch
 
 from configs.evaluation import PlannerConfig
 from envs import Account, TradingDynamics
-from masking import MaskingError, validate_action_masks
+from masking import refuse_broken_rows, validate_action_masks
 from mbpo.policy import TorchPolicy
 from planner import Plan, exhaustive_search
 from world_model import MarketModel
@@ -113,12 +113,11 @@ class PlannerPolicy:
 
     def _choose(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
         plan = self.plan(state, action_masks)
-        broken = torch.nonzero(plan.fallback)[:, 0].tolist()
-        if broken:
-            raise MaskingError(
-                f"{self.name}: expected a sequence of finite value, was none in {len(broken)} of {len(state)} rows, "
-                f"first row {broken[0]}; look for NaN in the state or for a diverged world model"
-            )
+        refuse_broken_rows(
+            plan.fallback,
+            f"{self.name}: expected a sequence of finite value, was none",
+            look_for="NaN in the state or for a diverged world model",
+        )
         action: np.ndarray = plan.action.numpy()
         if self.value is None:
             return action

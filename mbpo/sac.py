@@ -20,7 +20,7 @@ from configs.evaluation import SACConfig
 from data import Scaler
 from envs import TradingDynamics
 from envs.vec_env import TradingVecEnv
-from masking import MaskingError, nearest_valid
+from masking import nearest_valid, refuse_broken_rows
 from mbpo.snapshots import Log, Progress, SnapshotCallback, TrainedPolicy, Validate
 
 FULL_POSITION = 1.0
@@ -89,12 +89,11 @@ class ProjectedPolicy:
             # Not the network's own call: its distribution would refuse NaN with less said.
             mean, _, _ = self.network.get_action_dist_params(obs)
             wish = torch.tanh(mean[:, 0]).numpy()
-        broken = np.flatnonzero(np.isnan(wish))
-        if len(broken):
-            raise MaskingError(
-                f"{self.name}: expected numbers as wanted positions, was NaN in {len(broken)} of {len(wish)} rows, "
-                f"first row {broken[0]}; look for NaN in the state or for diverged weights"
-            )
+        refuse_broken_rows(
+            np.isnan(wish),
+            f"{self.name}: expected numbers as wanted positions, was NaN",
+            look_for="NaN in the state or for diverged weights",
+        )
         return _project(self.dynamics, wish, state, action_masks)
 
 

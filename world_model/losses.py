@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from world_model.errors import TrainingError
+
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -30,6 +32,28 @@ def member_nll(mean: Tensor, logvar: Tensor, target: Tensor) -> Tensor:
     Returns: [E], nats per feature.
     """
     return gaussian_nll(mean, logvar, target).mean(dim=(1, 2))
+
+
+def mixture_nll(nll: Tensor) -> Tensor:
+    """Negative log density of the equal-weight mixture of members, without leaving log space.
+
+    Args: nll: [E, ...], of each member.
+    Returns: [...].
+    """
+    return math.log(nll.shape[0]) - torch.logsumexp(-nll, dim=0)
+
+
+def refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:
+    """Raise TrainingError, which names the members, unless every loss [E] is a finite number."""
+    finite = torch.isfinite(losses)
+    if not finite.all():
+        members = tuple(torch.nonzero(~finite).squeeze(1).tolist())
+        raise TrainingError(
+            f"{what}: expected finite numbers, was {losses.tolist()} in epoch {epoch}, members {members}; "
+            "a smaller learning_rate may help",
+            epoch=epoch,
+            members=members,
+        )
 
 
 def gaussian_nll_gradient(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from world_model.calibration import LEVELS, MULTIPLIER_BOUNDS, variance_multiplier
 from world_model.density import density_nll, distribution, empirical_quantiles, fit_tails, student_quantiles
+from world_model.losses import mixture_nll
 from world_model.model import MarketModel
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -41,11 +42,10 @@ def central_coverage(pit: NDArray[np.float64], levels: Sequence[int] = LEVELS) -
 
 
 @torch.no_grad()
-def mixture_nll(model: MarketModel, current: Tensor, following: Tensor) -> Tensor:
+def next_row_nll(model: MarketModel, current: Tensor, following: Tensor) -> Tensor:
     """Negative log density of each column under the equal-weight mixture: [N, M], nats per raw unit."""
     mean, var = (part.double() for part in model.predict(current, model.elites))
-    nll = density_nll(mean, var, following, model.inverse_dof.double())
-    return math.log(len(model.elites)) - torch.logsumexp(-nll, dim=0)
+    return mixture_nll(density_nll(mean, var, following, model.inverse_dof.double()))
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def follow_baselines(model: MarketModel, holdout: NDArray[np.float64], training:
     """
     current, following = torch.from_numpy(holdout[:-1]), torch.from_numpy(holdout[1:])
     model.follows_baseline.fill_(False)
-    ours = mixture_nll(model, current, following).mean(dim=0)
+    ours = next_row_nll(model, current, following).mean(dim=0)
     worse = model.varying & (ours >= constant_nll(model, current, following).mean(dim=0))
     mean = model.baseline(torch.from_numpy(training[:-1])).double()
     residuals = (torch.from_numpy(training[1:]) - mean) / torch.sqrt(model.constant_variance.double())

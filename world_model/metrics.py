@@ -6,7 +6,6 @@ the training deltas' standard deviation: the constant Gaussian scores 1.419 (0.5
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from data.errors import DataError
 from data.fields import Field
 from world_model.density import density_nll
-from world_model.losses import gaussian_nll
+from world_model.losses import gaussian_nll, mixture_nll
 from world_model.marginals import central_coverage, constant_nll, mixture_pit
 from world_model.model import MarketModel, refuse_other_fields
 
@@ -142,9 +141,9 @@ def evaluate_market_model(model: MarketModel, features: NDArray[np.float64], fie
     follows = model.follows_baseline.tolist()
     return ModelMetrics(
         rows=len(current),
-        nll=float(_mixture_nll(by_element.sum(dim=2)).mean()) / len(kept),
+        nll=float(mixture_nll(by_element.sum(dim=2)).mean()) / len(kept),
         **{name: float((value - log_unit)[:, varying].mean()) for name, value in baselines.items()},
-        nll_by_field=by_field(kept, _mixture_nll(by_element).mean(dim=0)),
+        nll_by_field=by_field(kept, mixture_nll(by_element).mean(dim=0)),
         nll_tightest_by_field=by_field(kept, by_field_baseline),
         follows_baseline=tuple(field.name for field, follow in zip(fields, follows, strict=True) if follow),
         r2_by_field=r2_by_field,
@@ -177,11 +176,6 @@ def fan_chart(model: MarketModel, start: Tensor, horizon: int, num_paths: int, g
         features = model.sample_next(features, model.elite_index[drawn], noise)
         steps.append(features)
     return torch.stack(steps, dim=1)
-
-
-# -log of the mean over members of exp(-nll), without leaving log space.
-def _mixture_nll(nll: Tensor) -> Tensor:
-    return math.log(nll.shape[0]) - torch.logsumexp(-nll, dim=0)
 
 
 def _baselines(model: MarketModel, current: Tensor, following: Tensor) -> dict[str, Tensor]:

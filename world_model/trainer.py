@@ -22,9 +22,8 @@ from data.fields import Field
 from world_model.backprop import MemberGradients
 from world_model.calibration import shrinkage_factor
 from world_model.drift import refit_line
-from world_model.errors import TrainingError
 from world_model.linear import fit_line
-from world_model.losses import gaussian_nll, member_nll
+from world_model.losses import gaussian_nll, member_nll, refuse_non_finite
 from world_model.marginals import (
     calibrate_variance,
     central_coverage,
@@ -39,7 +38,7 @@ from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.snapshots import MemberSnapshots
 from world_model.volatility import VolatilityLine
-from world_model.warm_start import adopt_weights, refuse_other_network
+from world_model.warm_start import adopt_market_weights, refuse_other_network
 
 # Fewer training rows than this per feature cannot tell a covariance from noise, let alone a network.
 ROWS_PER_FEATURE = 10
@@ -169,7 +168,7 @@ def fit_market_model(
         generator=generator,
     )
     if warm_start is not None:
-        adopt_weights(network, warm_start, input_normaliser, delta_normaliser)
+        adopt_market_weights(network, warm_start, input_normaliser, delta_normaliser)
     snapshots, epochs = _train(
         network,
         train=(inputs[:train_rows], targets[:train_rows]),
@@ -334,14 +333,14 @@ def _train(
         for rows in itertools.islice(passes, steps):
             # Members share no weights, so each gets the gradient it would get alone.
             losses = gradients(rows) if plain else _regularised(network, inputs[rows], targets[rows], config, generator)
-            _refuse_non_finite(losses, epoch, "training loss")
+            refuse_non_finite(losses, epoch, "training loss")
             optimiser.step()
         with torch.no_grad():
             mean, logvar = network(held_inputs)
             # The score limits what a single number may cost; an infinite prediction must not hide behind that.
             broken = ~(torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(dim=1)
             scores = stopping_score(mean, logvar, held_targets, varying).masked_fill(broken, math.nan)
-        _refuse_non_finite(scores, epoch, "holdout score")
+        refuse_non_finite(scores, epoch, "holdout score")
         stale = 0 if snapshots.update(epoch, scores) else stale + 1
         if progress is not None:
             progress(epoch, config.max_epochs, float(snapshots.scores.mean()))
@@ -364,18 +363,6 @@ def _regularised(
 def _passes(indices: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     while True:
         yield from epoch_batches(indices, batch_size, generator)
-
-
-def _refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:
-    finite = torch.isfinite(losses)
-    if not finite.all():
-        members = tuple(torch.nonzero(~finite).squeeze(1).tolist())
-        raise TrainingError(
-            f"{what}: expected finite numbers, was {losses.tolist()} in epoch {epoch}, members {members}; "
-            "a smaller world_model.learning_rate may help",
-            epoch=epoch,
-            members=members,
-        )
 
 
 def _checked_table(features: NDArray[np.float64], fields: Sequence[Field]) -> NDArray[np.float64]:

@@ -16,17 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.errors import DataError
-from world_model.errors import TrainingError
 from world_model.experience import Experience
 from world_model.known import KnownParts
 from world_model.learned_masks import LearnedMaskConfig, LearnedMasks, learn_masks
-from world_model.losses import gaussian_nll
+from world_model.losses import gaussian_nll, refuse_non_finite
 from world_model.mask_bound import MaskBound, MaskBoundError
 from world_model.mask_head import MaskHeadConfig, fit_mask_head
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 from world_model.snapshots import MemberSnapshots
 from world_model.trainer import epoch_batches, training_support
+from world_model.warm_start import adopt_world_weights
 from world_model.world import WorldModel, WorldSizes, one_hot
 
 MIN_ROWS = 50
@@ -174,7 +174,7 @@ def fit_world_model(
     generator = torch.Generator().manual_seed(seed)
     dynamics, termination = sizes.networks(generator)
     if previous is not None:
-        carry_over(previous, dynamics, termination, sizes, inputs, targets)
+        adopt_world_weights(previous, dynamics, termination, sizes, inputs, targets)
 
     action = one_hot(torch.from_numpy(experience.action), experience.num_actions)
     visible = known.visible(sizes.num_obs, sizes.width)
@@ -276,7 +276,7 @@ def fit_network(
         with torch.no_grad():
             mean, logvar = network(inputs[holdout])
             scores = score(mean, logvar, targets[holdout].expand(network.num_members, -1, -1))
-        _refuse_non_finite(scores, epoch, "holdout score")
+        refuse_non_finite(scores, epoch, "holdout score")
         return snapshots.update(epoch, scores)
 
     judge()  # weights that were carried over may already be the best
@@ -285,7 +285,7 @@ def fit_network(
         for batch in epoch_batches(indices, config.batch_size, generator):
             mean, logvar = network(inputs[batch])
             losses = loss(mean, logvar, targets[batch])
-            _refuse_non_finite(losses, epoch, "training loss")
+            refuse_non_finite(losses, epoch, "training loss")
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(losses.sum())
             optimiser.step()
@@ -318,51 +318,6 @@ def block_bootstrap(num_rows: int, num_members: int, generator: torch.Generator)
 def beta_nll(mean: Tensor, logvar: Tensor, target: Tensor, beta: float) -> Tensor:
     """Gaussian likelihood weighted by `var**beta` without gradient (arXiv:2203.09168, eq. 5), element by element."""
     return gaussian_nll(mean, logvar, target) * torch.exp(beta * logvar.detach())
-
-
-@torch.no_grad()
-def carry_over(
-    previous: WorldModel,
-    dynamics: EnsembleMLP,
-    termination: EnsembleMLP | None,
-    sizes: WorldSizes,
-    inputs: Normaliser,
-    targets: Normaliser,
-) -> None:
-    """Copy the previous weights, rewritten for other input and target statistics.
-
-    With `x' = (raw - m') / s'` an input weight becomes `w s'/s` and a bias gains `w (m' - m)/s`; outputs likewise.
-    Means are unchanged up to rounding. Log-variances are shifted before their tanh bound, which is exact only where
-    the bound is slack.
-
-    Raises: ValueError if the sizes differ in anything but whether termination was seen.
-    """
-    old = previous.sizes
-    if (old.num_obs, old.num_actions, old.num_members, old.hidden) != (
-        sizes.num_obs,
-        sizes.num_actions,
-        sizes.num_members,
-        sizes.hidden,
-    ):
-        raise ValueError(f"previous: expected a model of {sizes}, was {old}")
-    pairs: list[tuple[EnsembleMLP, EnsembleMLP, tuple[slice, ...]]] = [
-        (previous.dynamics, dynamics, (slice(0, sizes.num_obs),))
-    ]
-    if previous.termination is not None and termination is not None:
-        after = sizes.num_obs + sizes.width
-        pairs.append((previous.termination, termination, (slice(0, sizes.num_obs), slice(after, None))))
-    scale, shift = inputs.std / previous.inputs.std, (inputs.mean - previous.inputs.mean) / previous.inputs.std
-    for source, copy, places in pairs:
-        copy.load_state_dict(source.state_dict())
-        for place in places:
-            weight = copy.weights[0][:, place]
-            copy.biases[0] += (shift[:, None] * weight).sum(dim=1, keepdim=True)
-            copy.weights[0][:, place] = weight * scale[:, None]
-    size, ratio = sizes.num_obs + 1, previous.targets.std / targets.std
-    offset = (previous.targets.mean - targets.mean) / targets.std
-    dynamics.weights[-1][..., :size] *= ratio
-    dynamics.biases[-1][..., :size] = dynamics.biases[-1][..., :size] * ratio + offset
-    dynamics.biases[-1][..., size:] += 2.0 * torch.log(ratio) / dynamics.logvar_half
 
 
 # Every column is declared or constant.
@@ -421,15 +376,3 @@ def _target_normaliser(target: NDArray[np.float64], known: KnownParts) -> Normal
 
 def _cross_entropy(logit: Tensor, _: Tensor, target: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logit, target, reduction="none").mean(dim=(1, 2))
-
-
-def _refuse_non_finite(losses: Tensor, epoch: int, what: str) -> None:
-    finite = torch.isfinite(losses)
-    if not finite.all():
-        members = tuple(torch.nonzero(~finite).squeeze(1).tolist())
-        raise TrainingError(
-            f"world model, {what}: expected finite numbers, was {losses.tolist()} in epoch {epoch}; "
-            "a smaller learning_rate may help",
-            epoch=epoch,
-            members=members,
-        )

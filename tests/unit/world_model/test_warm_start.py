@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from world_model import ModelFileError, Normaliser, fit_market_model
-from world_model.warm_start import adopt_weights
+from world_model.warm_start import adopt_market_weights
 
 
 def test_the_same_raw_row_departs_by_the_same_raw_amount(make_network, make_model):
@@ -11,7 +11,7 @@ def test_the_same_raw_row_departs_by_the_same_raw_amount(make_network, make_mode
     inputs = Normaliser(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([2.0, 0.5, 4.0]))
     deltas = Normaliser(torch.zeros(3), torch.tensor([0.1, 1.0, 3.0]))
     network = make_network(seed=1)
-    adopt_weights(network, earlier, inputs, deltas)
+    adopt_market_weights(network, earlier, inputs, deltas)
     rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     mean, logvar = network(inputs(rows))
     wanted_mean, wanted_logvar = earlier.network(earlier.input_normaliser(rows))
@@ -36,6 +36,9 @@ def test_other_fields_or_sizes_are_refused(autoregression, make_fields, small_co
     wider = small_config.model_copy(update={"hidden": (9,)})
     with pytest.raises(ValueError, match=r"warm_start: world_model.hidden: expected \(9,\), was"):
         fit_market_model(values, make_fields(3), wider, seed=0, warm_start=earlier)
+    lineless = small_config.model_copy(update={"volatility_line": not small_config.volatility_line})
+    with pytest.raises(ValueError, match=r"warm_start: world_model\.volatility_line: expected"):
+        fit_market_model(values, make_fields(3), lineless, seed=0, warm_start=earlier)
     with pytest.raises(ModelFileError, match="warm_start: fields: expected 3 columns"):
         fit_market_model(np.ones((700, 2)), make_fields(2), small_config, seed=0, warm_start=earlier)
 

@@ -13,12 +13,12 @@ from masking import InvalidMaskError
 from world_model import EnsembleMLP, ModelFileError, Normaliser, TrainingError
 from world_model.known import KnownParts
 from world_model.uncertainty import total_std
+from world_model.warm_start import adopt_world_weights
 from world_model.world import WorldModel, WorldSizes, one_hot
 from world_model.world_fit import (
     BOOTSTRAP_BLOCK,
     WorldFitConfig,
     block_bootstrap,
-    carry_over,
     fit_network,
     fit_world_model,
 )
@@ -269,7 +269,7 @@ def test_carried_weights_predict_the_same_under_other_statistics():
     inputs = Normaliser(torch.tensor([0.2, 0.1]), torch.tensor([0.7, 1.0]))
     targets = Normaliser(torch.tensor([0.05, 0.0, -0.3]), torch.tensor([0.2, 1.0, 0.5]))
     dynamics, termination = previous.sizes.networks(torch.Generator())
-    carry_over(previous, dynamics, termination, previous.sizes, inputs, targets)
+    adopt_world_weights(previous, dynamics, termination, previous.sizes, inputs, targets)
     obs, action = torch.tensor([[0.3, 0.25], [-0.5, 0.25]]), torch.tensor([[0], [1]])
     mean, logvar = dynamics(torch.cat((inputs(obs), one_hot(action, (3,))), dim=1), previous.elites)
     expected, variance = previous.predict(obs, action)
