@@ -97,9 +97,10 @@ def _drift(drift: Mapping[str, float | None] | None) -> str | None:
     if drift is None or drift["error"] is None:
         return None
     penalty = "" if drift["strength"] is None else f", with a penalty of {drift['strength']:g} per row"
+    # The line break keeps the caption apart from the next table's title.
     return (
         f"Expected moves, in standard deviations of a bar: {drift['size_before']:.3f} by training, {drift['size']:.3f} "
-        f"calibrated on validation (slope {drift['slope']:.2f} ± {drift['error']:.2f}{penalty})"
+        f"calibrated on validation (slope {drift['slope']:.2f} ± {drift['error']:.2f}{penalty})\n"
     )
 
 
