@@ -49,19 +49,14 @@ class LearningRun:
     """Mean return of the first look at each of them."""
     solved_at: int | None
     """Real steps at which the goal was reached and confirmed; None if the budget ran out."""
-    final_returns: tuple[float, ...]
-    """Returns of the episodes of the last judgement."""
+    final_score: float
+    """Mean of the episodes of the last judgement."""
     marks: dict[str, float]
     """Score at the world's marks, by real steps: of the last policy judged within them, on fresh episodes."""
     invalid_actions: int
     """Executed in the real environment against its mask."""
     seconds: float
     """Processor time of the whole run."""
-
-    @property
-    def final_mean(self) -> float:
-        """Mean of `final_returns`."""
-        return float(np.mean(self.final_returns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +99,7 @@ class EfficiencyReport:
 
     def final(self, learner: Learner) -> Summary:
         """Mean return of the last judgement."""
-        return summarise([run.final_mean for run in self.of(learner)])
+        return summarise([run.final_score for run in self.of(learner)])
 
     def mark(self, learner: Learner, steps: str) -> Summary | None:
         """Mean return at a mark; None if a run was not judged there."""
@@ -164,7 +159,7 @@ def measure_sample_efficiency(
     for run in _results(tasks, jobs):
         runs.append(run)
         if progress is not None:
-            progress(len(runs), len(tasks), f"{run.learner}, seed {run.seed}: {run.final_mean:.1f}")
+            progress(len(runs), len(tasks), f"{run.learner}, seed {run.seed}: {run.final_score:.1f}")
     chosen = _world(world, smoke)
     broken = [run for run in runs if run.invalid_actions]
     if broken:
@@ -249,7 +244,7 @@ class Judge:
             real_steps=tuple(self.steps),
             returns=tuple(self.returns),
             solved_at=self.solved_at,
-            final_returns=tuple(self._world.scores(final).tolist()),
+            final_score=self._world.score(final),
             marks=self.marks,
             invalid_actions=invalid,
             seconds=time.process_time() - began,

@@ -76,13 +76,9 @@ class EfficiencyWorld:
     """Real steps at which the score is reported."""
     stop_when_solved: bool = True
 
-    def scores(self, returns: np.ndarray) -> np.ndarray:
-        """Scores of returns."""
-        return self.offset + self.scale * returns
-
     def score(self, returns: np.ndarray) -> float:
         """Mean score of returns."""
-        return float(self.scores(returns).mean())
+        return float((self.offset + self.scale * returns).mean())
 
 
 class OneHotCartPole(MaskedCartPoleVecEnv):
