@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from masking import ActionTable, RuleSet
+from masking import ActionTable, JointLimits, JointWalk, RuleSet, TradeTable
+from planner import Transition
 
 DEAD = -1
 """State after termination; asking the world anything about it is an error of the planner."""
@@ -17,7 +18,7 @@ DEAD = -1
 
 @dataclass
 class TableWorld:
-    """A tabular world of S states; the state is an int64 tensor [N]. Refuses invalid actions and dead states."""
+    """A tabular world of S states in one particle; the state is int64 [N]. Refuses invalid actions and dead states."""
 
     next_state: torch.Tensor  # [S, A] int64, DEAD where the step terminates
     reward: torch.Tensor  # [S, A]
@@ -31,18 +32,19 @@ class TableWorld:
 
     def action_masks(self, state: torch.Tensor) -> torch.Tensor:
         assert (state != DEAD).all()
-        return self.masks[state]
+        return self.masks[state][:, None]
 
-    def step(self, state: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> Transition[torch.Tensor]:
         assert (state != DEAD).all()
+        action = action[:, 0]
         assert self.masks[state, action].all()
         self.steps.append(len(state))
-        after = self.next_state[state, action]
-        return after, self.reward[state, action], after == DEAD
+        after, reward = self.next_state[state, action], self.reward[state, action][:, None]
+        return Transition(after, reward, (after == DEAD)[:, None], torch.zeros_like(reward))
 
     def value(self, state: torch.Tensor) -> torch.Tensor:
         assert (state != DEAD).all()
-        return self.values[state]
+        return self.values[state][:, None]
 
     def take(self, state: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return state[index]
@@ -85,15 +87,16 @@ class LineWorld:
 
     def action_masks(self, state: LineState) -> torch.Tensor:
         at = state.position
-        return torch.stack((torch.ones_like(at, dtype=torch.bool), at > 0, at < 4), dim=1)
+        return torch.stack((torch.ones_like(at, dtype=torch.bool), at > 0, at < 4), dim=1)[:, None]
 
-    def step(self, state: LineState, action: torch.Tensor) -> tuple[LineState, torch.Tensor, torch.Tensor]:
-        move = torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)[action]
+    def step(self, state: LineState, action: torch.Tensor) -> Transition[LineState]:
+        move = torch.tensor([0.0, -1.0, 1.0], dtype=torch.float64)[action[:, 0]]
         after = LineState(state.position + move, state.label)
-        return after, -(after.position - self.target).abs(), torch.zeros_like(action, dtype=torch.bool)
+        reward = -(after.position - self.target).abs()[:, None]
+        return Transition(after, reward, torch.zeros_like(action, dtype=torch.bool), torch.zeros_like(reward))
 
     def value(self, state: LineState) -> torch.Tensor:
-        return torch.zeros_like(state.position)
+        return torch.zeros_like(state.position)[:, None]
 
     def take(self, state: LineState, index: torch.Tensor) -> LineState:
         return LineState(*(column[index] for column in state))
@@ -103,15 +106,20 @@ class PositionWorld:
     """Named state under a real rule set: each bar pays the position it ends with."""
 
     def __init__(self, rule_set: RuleSet) -> None:
-        self.action_masks = rule_set
+        self.rule_set = rule_set
         self.actions: ActionTable = rule_set.actions
 
-    def step(self, state: dict[str, Any], action: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor]:
-        position = self.actions.target_of(action, state["position"])
-        return {**state, "position": position}, position, torch.zeros_like(action, dtype=torch.bool)
+    def action_masks(self, state: dict[str, Any]) -> torch.Tensor:
+        masks: torch.Tensor = self.rule_set(state)
+        return masks[:, None]
+
+    def step(self, state: dict[str, Any], action: torch.Tensor) -> Transition[dict[str, Any]]:
+        position = self.actions.target_of(action[:, 0], state["position"])
+        ended = torch.zeros_like(action, dtype=torch.bool)
+        return Transition({**state, "position": position}, position[:, None], ended, torch.zeros_like(position)[:, None])
 
     def value(self, state: dict[str, Any]) -> torch.Tensor:
-        return torch.zeros_like(state["position"])
+        return torch.zeros_like(state["position"])[:, None]
 
     def take(self, state: dict[str, Any], index: torch.Tensor) -> dict[str, Any]:
         return {name: column[index] for name, column in state.items()}
@@ -189,3 +197,117 @@ def dynamic_programming(world: TableWorld, horizon: int, discount: float) -> lis
             for state in range(len(values))
         ]
     return values
+
+
+class ParticleWorld:
+    """One table world per particle, all under the same actions; the state is int64 [N, P].
+
+    Unlike a `TableWorld` it may be stepped on after termination; it then answers with NaN, which must not be heard.
+    """
+
+    def __init__(self, worlds: list[TableWorld], uncertainty: list[float] | None = None) -> None:
+        self.worlds = worlds
+        self.uncertainty = [0.0] * len(worlds) if uncertainty is None else uncertainty
+        self.executed: list[tuple[torch.Tensor, torch.Tensor]] = []  # state and action of each step
+
+    def action_masks(self, state: torch.Tensor) -> torch.Tensor:
+        masks = torch.stack([world.masks[column] for world, column in self._columns(state)], dim=1)
+        return masks & (state != DEAD)[..., None]  # the dead allow nothing, not even Hold
+
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> Transition[torch.Tensor]:
+        self.executed.append((state, action))
+        after, reward = [], []
+        for (world, column), chosen in zip(self._columns(state), action.T, strict=True):
+            after.append(world.next_state[column, chosen])
+            reward.append(world.reward[column, chosen])
+        dead = state == DEAD
+        following = torch.where(dead, DEAD, torch.stack(after, dim=1))
+        earned = torch.where(dead, math.nan, torch.stack(reward, dim=1))
+        doubt = torch.tensor(self.uncertainty, dtype=torch.float64).expand_as(earned)
+        return Transition(following, earned, following == DEAD, torch.where(dead, math.nan, doubt))
+
+    def value(self, state: torch.Tensor) -> torch.Tensor:
+        values = torch.stack([world.values[column] for world, column in self._columns(state)], dim=1)
+        return torch.where(state == DEAD, math.nan, values)
+
+    def take(self, state: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return state[index]
+
+    def _columns(self, state: torch.Tensor) -> list[tuple[TableWorld, torch.Tensor]]:
+        return [(world, column.clamp(min=0)) for world, column in zip(self.worlds, state.T, strict=True)]
+
+
+def random_world(seed: int, num_states: int = 3, num_actions: int = 3) -> TableWorld:
+    """A world drawn at random: rewards and values normal, half of the actions beside Hold masked, no end."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_states, num_actions)
+    masks = torch.rand(shape, generator=generator) < 0.5
+    masks[:, 0] = True
+    return TableWorld(
+        torch.randint(num_states, shape, generator=generator),
+        torch.randn(shape, generator=generator, dtype=torch.float64),
+        masks,
+        torch.randn(num_states, generator=generator, dtype=torch.float64),
+    )
+
+
+class JointWorld:
+    """A portfolio of three assets whose prices rise by known factors; a row is cash, units, prices."""
+
+    GROWTH = (1.0, 1.02, 0.99)
+
+    def __init__(self) -> None:
+        table = TradeTable(buy_cost=(0.5, 0.5, 0.5), sell_cost=(0.5, 0.5, 0.5))
+        self.limits = JointLimits(table=table, max_gross=0.8, max_share=(0.5, 0.5, 0.5))
+        self.nvec, self.hold = table.nvec, (table.hold,) * 3
+        self.executed: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def start(self, rows: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        cash = 2000.0 + 2000.0 * torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+        units = 10.0 * torch.randint(4, (rows, 3), generator=generator)
+        prices = 30.0 + 20.0 * torch.rand(rows, 3, generator=generator, dtype=torch.float64)
+        return torch.cat((cash, units, prices), dim=1)
+
+    def walk(self, state: torch.Tensor) -> JointChoices:
+        return JointChoices(JointWalk(self.limits, state))
+
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> Transition[torch.Tensor]:
+        self.executed.append((state, action[:, 0]))
+        lots = torch.tensor(self.limits.table.lots, dtype=torch.float64)[action[:, 0]]
+        cash, units, prices = state[:, :1], state[:, 1:4], state[:, 4:]
+        cash = cash - (lots * prices + 0.5 * lots.abs()).sum(dim=1, keepdim=True)
+        after = torch.cat((cash, units + lots, prices * torch.tensor(self.GROWTH, dtype=torch.float64)), dim=1)
+        reward = (self.worth(after) - self.worth(state))[:, None]
+        return Transition(after, reward, torch.zeros_like(reward, dtype=torch.bool), torch.zeros_like(reward))
+
+    def value(self, state: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(state), 1)
+
+    def take(self, state: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return state[index]
+
+    @staticmethod
+    def worth(state: torch.Tensor) -> torch.Tensor:
+        return state[:, 0] + (state[:, 1:4] * state[:, 4:]).sum(dim=1)
+
+    def hold_value(self, state: torch.Tensor, horizon: int, discount: float) -> torch.Tensor:
+        total = torch.zeros(len(state), dtype=torch.float64)
+        for depth in range(horizon):
+            step = JointWorld().step(state, torch.tensor(self.hold).expand(len(state), 1, 3))
+            total, state = total + discount**depth * step.reward[:, 0], step.state
+        return total
+
+
+class JointChoices:
+    """A `JointWalk` over rows of one particle."""
+
+    def __init__(self, walk: JointWalk) -> None:
+        self._walk = walk
+
+    def action_masks(self, dimension: int) -> torch.Tensor:
+        masks: torch.Tensor = self._walk.action_masks(dimension)
+        return masks[:, None]
+
+    def take(self, dimension: int, action: torch.Tensor) -> None:
+        self._walk.take(dimension, action[:, 0])

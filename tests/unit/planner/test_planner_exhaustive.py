@@ -25,7 +25,13 @@ from planner_worlds import (
 
 from masking import ActionTable, InvalidMaskError, RuleSet
 from masking.rules import MaxPositionChange
-from planner import Plan, exhaustive_search
+from planner import Exhaustive, Objective, Plan, Transition
+
+
+
+def search(world: Any, state: Any, horizon: int, discount: float, **options: Any) -> Plan:
+    return Exhaustive(horizon=horizon, objective=Objective(discount=discount), **options).plan(world, state)
+
 
 INF = math.inf
 NAN = math.nan
@@ -66,7 +72,7 @@ positive_discounts = st.sampled_from([0.5, 1.0])
 
 
 def test_bandit_takes_the_best_arm_and_sums_it_over_the_horizon() -> None:
-    plan = exhaustive_search(bandit([0.0, 1.0, 3.0]), ONE_ROW, horizon=2, discount=0.5)
+    plan = search(bandit([0.0, 1.0, 3.0]), ONE_ROW, horizon=2, discount=0.5)
     assert plan.action.tolist() == [2]
     assert plan.value.tolist() == [4.5]  # 3 + 3/2
     assert plan.sequence.tolist() == [[2, 2]]
@@ -76,13 +82,13 @@ def test_bandit_takes_the_best_arm_and_sums_it_over_the_horizon() -> None:
 
 
 def test_masked_arm_is_minus_inf_and_never_pulled() -> None:
-    plan = exhaustive_search(bandit([0.0, 1.0, 3.0], masks=[True, True, False]), ONE_ROW, horizon=1, discount=1.0)
+    plan = search(bandit([0.0, 1.0, 3.0], masks=[True, True, False]), ONE_ROW, horizon=1, discount=1.0)
     assert plan.action.tolist() == [1]
     assert plan.action_values.tolist() == [[0.0, 1.0, -INF]]
 
 
 def test_the_value_after_the_last_step_is_discounted_by_the_whole_horizon() -> None:
-    plan = exhaustive_search(bandit([0.0, 3.0], value=8.0), ONE_ROW, horizon=2, discount=0.5)
+    plan = search(bandit([0.0, 3.0], value=8.0), ONE_ROW, horizon=2, discount=0.5)
     assert plan.value.tolist() == [6.5]  # 3 + 3/2 + 8/4
 
 
@@ -95,13 +101,13 @@ CHAIN = {
 
 
 def test_chain_holds_while_the_prize_is_beyond_the_horizon() -> None:
-    plan = exhaustive_search(table_world(**CHAIN), ONE_ROW, horizon=2, discount=0.5)
+    plan = search(table_world(**CHAIN), ONE_ROW, horizon=2, discount=0.5)
     assert plan.sequence.tolist() == [[0, 0]]
     assert plan.action_values.tolist() == [[1.5, 0.0, -INF]]
 
 
 def test_chain_goes_for_the_prize_once_it_is_in_reach_and_waits_for_its_mask() -> None:
-    plan = exhaustive_search(table_world(**CHAIN), ONE_ROW, horizon=3, discount=0.5)
+    plan = search(table_world(**CHAIN), ONE_ROW, horizon=3, discount=0.5)
     assert plan.sequence.tolist() == [[1, 1, 2]]
     assert plan.action_values.tolist() == [[1.75, 2.5, -INF]]  # 1 + 1/2 + 1/4 against 10/4
     # Depth 1: hold, advance. Depth 2: two each. Depth 3: two in each of 4 nodes.
@@ -110,12 +116,12 @@ def test_chain_goes_for_the_prize_once_it_is_in_reach_and_waits_for_its_mask() -
 
 def test_point_on_a_line_walks_to_its_target_and_stays_inside_the_walls() -> None:
     state = LineState(torch.tensor([0.0, 4.0, 3.0], dtype=torch.float64), torch.zeros(3, 2))
-    plan = exhaustive_search(LineWorld(target=3.0), state, horizon=4, discount=1.0)
+    plan = search(LineWorld(target=3.0), state, horizon=4, discount=1.0)
     assert plan.sequence.tolist() == [[2, 2, 2, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert plan.value.tolist() == [-3.0, 0.0, 0.0]  # -2 - 1 - 0 - 0
     assert plan.action_values[0, 1] == -INF
     assert plan.action_values[1, 2] == -INF
-    beyond = exhaustive_search(LineWorld(target=9.0), state, horizon=2, discount=1.0)
+    beyond = search(LineWorld(target=9.0), state, horizon=2, discount=1.0)
     assert beyond.sequence.tolist() == [[2, 2], [0, 0], [2, 0]]
 
 
@@ -123,7 +129,7 @@ def test_masks_are_those_of_the_imagined_position_not_of_the_first_one() -> None
     rules = RuleSet([MaxPositionChange(limit=0.25)], ActionTable())
     position = torch.tensor([0.0, 1.0], dtype=torch.float64)
     state = {"position": position, "trading_state": torch.zeros_like(position)}
-    plan = exhaustive_search(PositionWorld(rules), state, horizon=3, discount=1.0)
+    plan = search(PositionWorld(rules), state, horizon=3, discount=1.0)
     assert plan.sequence.tolist() == [[2, 3, 4], [6, 0, 0]]  # 0.25, 0.5, 0.75 and 1.25, held
     assert plan.value.tolist() == [1.5, 3.75]
 
@@ -142,7 +148,7 @@ def test_equals_brute_force_where_numbers_are_broken(world: TableWorld, horizon:
 
 
 def _assert_equals_brute_force(world: TableWorld, horizon: int, discount: float) -> None:
-    plan = exhaustive_search(world, every_state(world), horizon, discount)
+    plan = search(world, every_state(world), horizon, discount)
     wanted = [brute_force(world, start, horizon, discount) for start in range(len(world.values))]
     assert plan.action_values.tolist() == [outcome.action_values for outcome in wanted]
     assert plan.value.tolist() == [outcome.value for outcome in wanted]
@@ -157,13 +163,13 @@ def _assert_equals_brute_force(world: TableWorld, horizon: int, discount: float)
 
 @given(worlds(FINITE), horizons, discounts)
 def test_value_equals_dynamic_programming(world: TableWorld, horizon: int, discount: float) -> None:
-    plan = exhaustive_search(world, every_state(world), horizon, discount)
+    plan = search(world, every_state(world), horizon, discount)
     assert plan.value.tolist() == dynamic_programming(world, horizon, discount)
 
 
 @given(worlds([*FINITE, NAN, INF]), horizons, discounts)
 def test_no_returned_sequence_ever_leaves_a_mask(world: TableWorld, horizon: int, discount: float) -> None:
-    plan = exhaustive_search(world, every_state(world), horizon, discount)
+    plan = search(world, every_state(world), horizon, discount)
     for start, (sequence, length) in enumerate(zip(plan.sequence.tolist(), plan.length.tolist(), strict=True)):
         state = start
         for action in sequence[:length]:
@@ -176,9 +182,9 @@ def test_no_returned_sequence_ever_leaves_a_mask(world: TableWorld, horizon: int
 @given(worlds([*FINITE, NAN, -INF]), horizons, discounts, st.data())
 def test_a_batch_equals_its_rows_one_by_one(world: TableWorld, horizon: int, discount: float, data: Any) -> None:
     starts = data.draw(st.lists(st.integers(0, len(world.values) - 1), min_size=1, max_size=6))
-    batch = exhaustive_search(world, torch.tensor(starts), horizon, discount)
-    rows = [exhaustive_search(world, torch.tensor([start]), horizon, discount) for start in starts]
-    for name in (spec.name for spec in fields(Plan) if spec.name != "nodes"):
+    batch = search(world, torch.tensor(starts), horizon, discount)
+    rows = [search(world, torch.tensor([start]), horizon, discount) for start in starts]
+    for name in (spec.name for spec in fields(Plan) if spec.name not in {"nodes", "complete"}):
         torch.testing.assert_close(
             getattr(batch, name), torch.cat([getattr(row, name) for row in rows]), rtol=0, atol=0
         )
@@ -190,40 +196,40 @@ def test_a_batch_equals_its_rows_one_by_one(world: TableWorld, horizon: int, dis
 
 def test_node_count_is_the_formula_when_everything_is_valid() -> None:
     world = bandit([0.0] * 7)
-    plan = exhaustive_search(world, torch.zeros(2, dtype=torch.int64), horizon=3, discount=1.0)
+    plan = search(world, torch.zeros(2, dtype=torch.int64), horizon=3, discount=1.0)
     assert plan.nodes == 2 * (7 + 49 + 343)
     assert world.steps == [14, 98, 686]  # one batched call per depth
 
 
 def test_the_budget_may_be_used_up_but_not_exceeded() -> None:
-    assert exhaustive_search(bandit([0.0, 1.0]), ONE_ROW, 3, 1.0, max_nodes=14).nodes == 14
+    assert search(bandit([0.0, 1.0]), ONE_ROW, 3, 1.0, max_nodes=14).nodes == 14
     with pytest.raises(ValueError, match="max_nodes: expected >= 14 for 1 rows, 2 actions and 3 of 3 steps, was 13"):
-        exhaustive_search(bandit([0.0, 1.0]), ONE_ROW, 3, 1.0, max_nodes=13)
+        search(bandit([0.0, 1.0]), ONE_ROW, 3, 1.0, max_nodes=13)
 
 
 def test_the_budget_counts_every_row_and_does_not_depend_on_the_masks() -> None:
     world = bandit([0.0, 1.0], masks=[True, False])
     with pytest.raises(ValueError, match="max_nodes: expected >= 18 for 3 rows, 2 actions and 2 of 2 steps, was 17"):
-        exhaustive_search(world, torch.zeros(3, dtype=torch.int64), 2, 1.0, max_nodes=17)
+        search(world, torch.zeros(3, dtype=torch.int64), 2, 1.0, max_nodes=17)
     assert world.steps == []
 
 
 def test_an_astronomic_tree_is_refused_at_once() -> None:
     # 7 + ... + 7^7 = 960799 would fit.
     with pytest.raises(ValueError, match=r"max_nodes: expected >= 6725600 for 1 rows.* 8 of 1000000000 steps"):
-        exhaustive_search(bandit([0.0] * 7), ONE_ROW, 10**9, 1.0, max_nodes=10**6 - 1)
+        search(bandit([0.0] * 7), ONE_ROW, 10**9, 1.0, max_nodes=10**6 - 1)
 
 
 # --- ties -------------------------------------------------------------------------------------------------------------
 
 
 def test_equal_values_hold_at_every_step() -> None:
-    plan = exhaustive_search(bandit([2.0, 2.0, 2.0]), ONE_ROW, horizon=3, discount=0.5)
+    plan = search(bandit([2.0, 2.0, 2.0]), ONE_ROW, horizon=3, discount=0.5)
     assert plan.sequence.tolist() == [[0, 0, 0]]
 
 
 def test_a_tie_without_hold_goes_to_the_lowest_action() -> None:
-    plan = exhaustive_search(bandit([0.0, 2.0, 2.0]), ONE_ROW, horizon=2, discount=1.0)
+    plan = search(bandit([0.0, 2.0, 2.0]), ONE_ROW, horizon=2, discount=1.0)
     assert plan.sequence.tolist() == [[1, 1]]
 
 
@@ -237,15 +243,15 @@ def test_equal_float32_rewards_in_another_order_still_tie(rewards: tuple[float, 
         [[True, True], *[[True, False]] * 4],
         dtype=torch.float32,
     )
-    plan = exhaustive_search(world, ONE_ROW, horizon=3, discount=1.0)
+    plan = search(world, ONE_ROW, horizon=3, discount=1.0)
     assert plan.action_values[0, 0] == plan.action_values[0, 1]
     assert plan.action.tolist() == [0]
 
 
-def test_later_steps_are_the_best_of_their_own_even_at_discount_zero() -> None:
-    plan = exhaustive_search(bandit([0.0, 2.0]), ONE_ROW, horizon=3, discount=0.0)
+def test_steps_that_count_for_nothing_hold() -> None:
+    plan = search(bandit([0.0, 2.0]), ONE_ROW, horizon=3, discount=0.0)
     assert plan.value.tolist() == [2.0]
-    assert plan.sequence.tolist() == [[1, 1, 1]]
+    assert plan.sequence.tolist() == [[1, 0, 0]]
 
 
 # --- termination ------------------------------------------------------------------------------------------------------
@@ -254,7 +260,7 @@ def test_later_steps_are_the_best_of_their_own_even_at_discount_zero() -> None:
 def test_nothing_follows_a_terminated_step() -> None:
     # Action 1 pays 5 and ends the episode; holding pays 1 a bar and the state after the plan is worth -100.
     world = table_world([[0, DEAD]], [[1.0, 5.0]], values=[-100.0])
-    plan = exhaustive_search(world, ONE_ROW, horizon=3, discount=1.0)
+    plan = search(world, ONE_ROW, horizon=3, discount=1.0)
     assert plan.action_values.tolist() == [[7.0, 5.0]]
     assert plan.sequence.tolist() == [[0, 0, 1]]  # 1 + 1 + 5
     assert plan.nodes == 2 + 2 + 2
@@ -262,20 +268,20 @@ def test_nothing_follows_a_terminated_step() -> None:
 
 def test_a_sequence_that_ends_early_is_padded_with_hold() -> None:
     world = table_world([[0, DEAD]], [[-1.0, 5.0]], values=[0.0])
-    plan = exhaustive_search(world, ONE_ROW, horizon=3, discount=1.0)
+    plan = search(world, ONE_ROW, horizon=3, discount=1.0)
     assert plan.sequence.tolist() == [[1, 0, 0]]
     assert plan.length.tolist() == [1]
 
 
 def test_no_terminal_value_is_added_to_a_terminated_leaf() -> None:
     world = table_world([[0, DEAD]], [[0.0, 5.0]], values=[8.0])
-    plan = exhaustive_search(world, ONE_ROW, horizon=1, discount=0.5)
+    plan = search(world, ONE_ROW, horizon=1, discount=0.5)
     assert plan.action_values.tolist() == [[4.0, 5.0]]
 
 
 def test_search_stops_when_every_sequence_has_terminated() -> None:
     world = table_world([[DEAD, DEAD]], [[-3.0, -2.0]], values=[NAN])
-    plan = exhaustive_search(world, torch.tensor([0, 0]), horizon=5, discount=1.0)
+    plan = search(world, torch.tensor([0, 0]), horizon=5, discount=1.0)
     assert plan.value.tolist() == [-2.0, -2.0]
     assert plan.length.tolist() == [1, 1]
     assert world.steps == [4]
@@ -287,7 +293,7 @@ def test_search_stops_when_every_sequence_has_terminated() -> None:
 
 @pytest.mark.parametrize("broken", [NAN, INF, -INF])
 def test_a_broken_reward_never_outranks_a_loss(broken: float) -> None:
-    plan = exhaustive_search(bandit([broken, -7.0]), ONE_ROW, horizon=2, discount=1.0)
+    plan = search(bandit([broken, -7.0]), ONE_ROW, horizon=2, discount=1.0)
     assert plan.action_values.tolist() == [[-INF, -14.0]]
     assert plan.sequence.tolist() == [[1, 1]]
     assert plan.non_finite.tolist() == [2]  # at depth 1 and below the other action; its own subtree is not walked
@@ -297,7 +303,7 @@ def test_a_broken_reward_never_outranks_a_loss(broken: float) -> None:
 @pytest.mark.parametrize("broken", [NAN, INF, -INF])
 def test_a_broken_terminal_value_makes_its_sequences_minus_inf(broken: float) -> None:
     world = table_world([[0, 1], [1, 1]], [[-1.0, 3.0], [0.0, 0.0]], values=[0.0, broken])
-    plan = exhaustive_search(world, torch.tensor([0, 1]), horizon=2, discount=1.0)
+    plan = search(world, torch.tensor([0, 1]), horizon=2, discount=1.0)
     assert plan.action_values.tolist() == [[-2.0, -INF], [-INF, -INF]]
     assert plan.sequence.tolist() == [[0, 0], [0, 0]]
     assert plan.length.tolist() == [2, 0]
@@ -307,7 +313,7 @@ def test_a_broken_terminal_value_makes_its_sequences_minus_inf(broken: float) ->
 
 def test_a_broken_row_holds_and_leaves_its_neighbours_alone() -> None:
     world = table_world([[0, 0], [1, 1]], [[NAN, INF], [0.0, 2.0]])
-    plan = exhaustive_search(world, torch.tensor([1, 0, 1]), horizon=1, discount=1.0)
+    plan = search(world, torch.tensor([1, 0, 1]), horizon=1, discount=1.0)
     assert plan.action.tolist() == [1, 0, 1]
     assert plan.fallback.tolist() == [False, True, False]
     assert plan.value.tolist() == [2.0, -INF, 2.0]
@@ -316,14 +322,13 @@ def test_a_broken_row_holds_and_leaves_its_neighbours_alone() -> None:
 
 def test_a_broken_second_step_counts_even_at_discount_zero() -> None:
     world = table_world([[0, 1], [1, 1]], [[1.0, 2.0], [NAN, NAN]])
-    plan = exhaustive_search(world, ONE_ROW, horizon=2, discount=0.0)
+    plan = search(world, ONE_ROW, horizon=2, discount=0.0)
     assert plan.action_values.tolist() == [[1.0, -INF]]
 
 
 def test_a_sum_that_overflows_counts_as_broken() -> None:
-    plan = exhaustive_search(bandit([1.0, 1e308]), ONE_ROW, horizon=2, discount=1.0)
-    # After the back-up each first action is followed by the largest second one: 1e308 + 1e308 overflows.
-    assert plan.action_values.tolist() == [[1e308, -INF]]
+    plan = search(bandit([1.0, 1e308]), ONE_ROW, horizon=2, discount=1.0)
+    assert plan.action_values.tolist() == [[1e308, 1e308]]  # 1e308 + 1e308 overflows, 1e308 + 1 does not
     assert plan.non_finite.tolist() == [1]
 
 
@@ -333,72 +338,74 @@ def test_a_sum_that_overflows_counts_as_broken() -> None:
 @pytest.mark.parametrize("horizon", [0, -1])
 def test_a_horizon_below_one_is_refused(horizon: int) -> None:
     with pytest.raises(ValueError, match=f"horizon: expected >= 1, was {horizon}"):
-        exhaustive_search(bandit([0.0]), ONE_ROW, horizon, 1.0)
+        search(bandit([0.0]), ONE_ROW, horizon, 1.0)
 
 
 @pytest.mark.parametrize("discount", [-0.1, 1.01, NAN, INF])
 def test_a_discount_outside_zero_and_one_is_refused(discount: float) -> None:
     with pytest.raises(ValueError, match=rf"discount: expected a number in \[0, 1\], was {discount}"):
-        exhaustive_search(bandit([0.0]), ONE_ROW, 1, discount)
+        search(bandit([0.0]), ONE_ROW, 1, discount)
 
 
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="state: expected at least one row, was 0"):
-        exhaustive_search(bandit([0.0]), ONE_ROW[:0], 1, 1.0)
+        search(bandit([0.0]), ONE_ROW[:0], 1, 1.0)
 
 
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.ones(1, 2), "expected dtype bool"),
-        (torch.tensor([[False, True]]), "expected the safe action 0"),
-        (torch.tensor([True, True]), r"expected shape \[B, 2\], was \[2\]"),
-        (torch.tensor(True), r"expected shape \[B, 1\], was \[\]"),
-        (torch.ones(1, 0, dtype=torch.bool), r"expected shape \[B, 1\], was \[1, 0\]"),
+        (torch.ones(1, 1, 2), "expected dtype bool"),
+        (torch.tensor([[[False, True]]]), "expected the safe action 0"),
+        (torch.tensor([[True, True]]), r"expected bool \[N, P, A\], was torch.bool \[1, 2\]"),
+        (torch.ones(1, 1, 0, dtype=torch.bool), r"expected shape \[B, 1\], was \[0, 0\]"),
     ],
 )
 def test_masks_of_the_first_state_are_validated(masks: torch.Tensor, message: str) -> None:
     world = bandit([0.0, 1.0])
     world.action_masks = lambda state: masks
     with pytest.raises(InvalidMaskError, match=message):
-        exhaustive_search(world, ONE_ROW, 1, 1.0)
+        search(world, ONE_ROW, 1, 1.0)
 
 
 @pytest.mark.parametrize(
     ("later", "message"),
     [
-        (torch.tensor([[True, True], [False, True]]), "expected the safe action 0"),
-        (torch.ones(2, 3, dtype=torch.bool), r"expected shape \[2, 2\], was \[2, 3\]"),
-        (torch.ones(1, 2, dtype=torch.bool), r"expected shape \[2, 2\], was \[1, 2\]"),
-        (torch.ones(2, 2), "expected dtype bool"),
+        (torch.tensor([[[True, True]], [[False, True]]]), "expected the safe action 0"),
+        (torch.ones(2, 1, 3, dtype=torch.bool), r"expected shape \[B, 2\], was \[0, 3\]"),
+        (torch.ones(1, 1, 2, dtype=torch.bool), r"expected \[2, 1, 2\], was \[1, 1, 2\]"),
+        (torch.ones(2, 1, 2), "expected dtype bool"),
     ],
 )
 def test_masks_of_imagined_states_are_validated(later: torch.Tensor, message: str) -> None:
     world = bandit([0.0, 1.0])
-    world.action_masks = lambda state: later if world.steps else torch.ones(1, 2, dtype=torch.bool)
+    world.action_masks = lambda state: later if world.steps else torch.ones(1, 1, 2, dtype=torch.bool)
     with pytest.raises(InvalidMaskError, match=message):
-        exhaustive_search(world, ONE_ROW, 2, 1.0)
+        search(world, ONE_ROW, 2, 1.0)
 
 
 @pytest.mark.parametrize(
     ("output", "wrong", "message"),
     [
-        ("reward", torch.zeros(2, 1), r"reward: expected shape \[2\], was \[2, 1\]"),
-        ("reward", torch.zeros(2, dtype=torch.int64), "reward: expected dtype floating, was torch.int64"),
-        ("terminated", torch.zeros(1, dtype=torch.bool), r"terminated: expected shape \[2\], was \[1\]"),
-        ("terminated", torch.zeros(2), "terminated: expected dtype bool, was torch.float32"),
-        ("value", torch.zeros(2, 1), r"value: expected shape \[2\], was \[2, 1\]"),
-        ("value", torch.zeros(2, dtype=torch.int64), "value: expected dtype floating, was torch.int64"),
+        ("reward", torch.zeros(2), r"reward: expected shape \[2, 1\], was \[2\]"),
+        ("reward", torch.zeros(2, 1, dtype=torch.int64), "reward: expected dtype floating, was torch.int64"),
+        ("terminated", torch.zeros(1, 1, dtype=torch.bool), r"terminated: expected shape \[2, 1\], was \[1, 1\]"),
+        ("terminated", torch.zeros(2, 1), "terminated: expected dtype bool, was torch.float32"),
+        ("uncertainty", torch.zeros(2), r"uncertainty: expected shape \[2, 1\], was \[2\]"),
+        ("value", torch.zeros(2), r"value: expected shape \[2, 1\], was \[2\]"),
+        ("value", torch.zeros(2, 1, dtype=torch.int64), "value: expected dtype floating, was torch.int64"),
     ],
 )
 def test_outputs_of_wrong_shape_or_dtype_are_named(output: str, wrong: torch.Tensor, message: str) -> None:
-    world = bandit([0.0, 1.0])
-    outputs = {"reward": torch.zeros(2), "terminated": torch.zeros(2, dtype=torch.bool), "value": torch.zeros(2)}
+    world, zero = bandit([0.0, 1.0]), torch.zeros(2, 1)
+    outputs = {"reward": zero, "terminated": torch.zeros(2, 1, dtype=torch.bool), "uncertainty": zero, "value": zero}
     outputs[output] = wrong
-    world.step = lambda state, action: (state, outputs["reward"], outputs["terminated"])
+    world.step = lambda state, action: Transition(
+        state, *(outputs[name] for name in ("reward", "terminated", "uncertainty"))
+    )
     world.value = lambda state: outputs["value"]
     with pytest.raises(ValueError, match=message):
-        exhaustive_search(world, ONE_ROW, 1, 1.0)
+        search(world, ONE_ROW, 1, 1.0)
 
 
 def test_search_writes_to_nothing_and_keeps_no_graph() -> None:
@@ -407,7 +414,7 @@ def test_search_writes_to_nothing_and_keeps_no_graph() -> None:
     world.values.requires_grad_()
     before = copy.deepcopy((world.next_state, world.reward, world.masks, world.values))
     state = torch.tensor([0, 0])
-    plan = exhaustive_search(world, state, 2, 0.5)
+    plan = search(world, state, 2, 0.5)
     assert not plan.value.requires_grad
     assert state.tolist() == [0, 0]
     for kept, table in zip(before, (world.next_state, world.reward, world.masks, world.values), strict=True):

@@ -1,0 +1,193 @@
+"""Model predictive control: plan at every decision, within a time budget, and never leave the mask."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from masking import HOLD, MaskingError, validate_action_masks
+from planner.exhaustive import Clock, Exhaustive
+from planner.plan import Plan
+from planner.protocol import PlanningModel
+from planner.sampling import CEM, RandomShooting, shifted
+
+Search = Exhaustive | CEM | RandomShooting
+Source = Literal["plan", "policy", "hold"]
+"""Who decided a row."""
+
+State = npt.NDArray[np.floating[Any]]
+Masks = npt.NDArray[np.bool_]
+Imagine = Callable[[State, Masks], tuple[PlanningModel[Any], Any]]
+"""From rows [B, S] and their masks [B, A] to a model and its state of B rows; the masks hold at the first step."""
+
+
+class Fallback(Protocol):
+    """What decides where there is no plan."""
+
+    def act(self, state: State, action_masks: Masks) -> npt.NDArray[np.int64]:
+        """Valid actions [B] for rows [B, S] under masks [B, A]."""
+        ...
+
+
+class MPC:
+    """First action of a fresh plan at every decision; where there is none the policy decides, and where it cannot, Hold.
+
+    A row has no plan where no sequence has a finite value, as with NaN in the state; no row has one where even the
+    fastest search so far would not fit the budget. A search that can stop early does so at the end of the budget, with
+    the best it has. The noise is drawn once: without `warm_start` equal arguments give equal actions, whenever asked.
+
+    Args:
+        imagine: makes the model of given rows.
+        search: how plans are found.
+        fallback: policy for rows without a plan; None holds.
+        budget_ms: of one call of `act`.
+        seed: of the noise.
+        warm_start: begin each search with the rest of the last plan; for one series of decisions, `reset` at its start.
+        rows_of: from what `predict` is given to rows of `act`; None takes it as it is.
+        name: for reports.
+    """
+
+    def __init__(
+        self,
+        imagine: Imagine,
+        search: Search,
+        *,
+        fallback: Fallback | None = None,
+        budget_ms: float = 50.0,
+        seed: int = 0,
+        warm_start: bool = False,
+        rows_of: Callable[[Any], State] | None = None,
+        name: str = "mpc",
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        if not budget_ms > 0:
+            raise ValueError(f"budget_ms: expected > 0, was {budget_ms}")
+        if warm_start and isinstance(search, Exhaustive):
+            raise ValueError("warm_start: expected a sampling search, was Exhaustive, which needs no hint")
+        self.imagine, self.search, self.fallback = imagine, search, fallback
+        self.budget_ms, self.seed, self.warm_start, self.name = budget_ms, seed, warm_start, name
+        self.decided: Counter[Source] = Counter()
+        """Rows by who decided them."""
+        self._rows_of, self._clock = rows_of, clock
+        self._fastest = 0.0
+        self._noise: dict[int, torch.Tensor] = {}
+        self._previous: torch.Tensor | None = None
+
+    def reset(self) -> None:
+        """Forget the last plan: another series of decisions begins."""
+        self._previous = None
+
+    def act(self, state: State, action_masks: Masks) -> npt.NDArray[np.int64]:
+        """Valid actions of rows.
+
+        Args: state [B, S]; action_masks bool [B, A], Hold valid.
+        Returns: int64 [B].
+        Raises: InvalidMaskError.
+        """
+        start = self._clock()
+        validate_action_masks(action_masks, num_actions=action_masks.shape[-1], batch=len(state))
+        plan = self._plan(state, action_masks, start + self.budget_ms / 1000.0)
+        if plan is None:
+            return self._without(state, action_masks)
+        action: npt.NDArray[np.int64] = plan.action.numpy().copy()
+        lost = plan.fallback.numpy()
+        if not lost.all():
+            self.decided["plan"] += int((~lost).sum())
+        if lost.any():
+            action[lost] = self._without(state[lost], action_masks[lost])
+        return action
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Sequence[bool] | npt.NDArray[np.bool_] | None = None,
+        deterministic: bool = True,  # noqa: ARG002, FBT001, FBT002 - stable-baselines3's signature
+        action_masks: Masks | None = None,
+    ) -> tuple[npt.NDArray[np.int64], Any]:
+        """The interface of stable-baselines3's models, so that its evaluation tools can run a planner.
+
+        Raises: MaskingError without masks: a planner never assumes that everything is allowed.
+        """
+        if action_masks is None:
+            raise MaskingError("action_masks: expected bool [B, A], was None; evaluate with masks")
+        if episode_start is not None and np.any(episode_start):
+            self.reset()
+        rows = np.asarray(observation) if self._rows_of is None else self._rows_of(observation)
+        masks = np.asarray(action_masks)
+        single = rows.ndim == 1
+        if single:
+            rows, masks = rows[None], masks.reshape(1, -1)
+        action = self.act(rows, masks)
+        return (action[0] if single else action), state
+
+    def _plan(self, state: State, action_masks: Masks, deadline: float) -> Plan | None:
+        begun = self._clock()
+        if begun + self._fastest > deadline:
+            return None
+        model, root = self.imagine(state, action_masks)
+        if isinstance(self.search, Exhaustive):
+            plan = self.search.plan(model, root, deadline=deadline, clock=self._clock)
+        else:
+            rows = len(state)
+            if rows not in self._noise:
+                generator = torch.Generator().manual_seed(self.seed)
+                self._noise = {rows: self.search.noise(rows, 1, generator)}
+            previous = self._previous if self._previous is not None and len(self._previous) == rows else None
+            plan = self.search.plan(
+                model, root, noise=self._noise[rows], previous=previous, deadline=deadline, clock=self._clock
+            )
+            if self.warm_start:
+                self._previous = shifted(plan, HOLD)
+        spent = self._clock() - begun
+        self._fastest = spent if self._fastest == 0.0 else min(self._fastest, spent)
+        return plan
+
+    def _without(self, state: State, action_masks: Masks) -> npt.NDArray[np.int64]:
+        hold = np.full(len(state), HOLD, dtype=np.int64)
+        if self.fallback is None:
+            self.decided["hold"] += len(state)
+            return hold
+        # Row by row: a policy that refuses one state must not take the others' decisions with it.
+        for row in range(len(state)):
+            try:
+                hold[row] = self.fallback.act(state[row : row + 1], action_masks[row : row + 1])[0]
+            except MaskingError:
+                self.decided["hold"] += 1
+            else:
+                self.decided["policy"] += 1
+        return hold
+
+
+def auto_search(
+    num_actions: int, horizon: int, *, max_nodes: int = 2_000, iterations: int = 3, **options: Any
+) -> Exhaustive | CEM:
+    """The exact search while its tree fits the budget, else CEM with as many candidates as fit.
+
+    Args: num_actions; horizon; max_nodes: imagined steps of one decision; iterations of CEM; options: `objective` and
+        `particles` of either.
+    Raises: ValueError where not even one iteration of two candidates fits.
+    """
+    tree, width = 0, 1
+    for _ in range(horizon):
+        width *= num_actions
+        tree += width
+        if tree > max_nodes:
+            break
+    else:
+        return Exhaustive(horizon=horizon, max_nodes=max_nodes, **options)
+    candidates = max_nodes // (iterations * horizon)
+    if candidates < 2:
+        raise ValueError(
+            f"max_nodes: expected >= {2 * iterations * horizon} for {iterations} iterations of two candidates over "
+            f"{horizon} steps, was {max_nodes}"
+        )
+    return CEM(
+        horizon=horizon, candidates=candidates, elites=max(1, candidates // 16), iterations=iterations, **options
+    )

@@ -1,0 +1,160 @@
+"""Imagined paths: what a sequence has earned so far in each particle, and which action may come next.
+
+Letters: N paths, P particles of each, A actions, K action dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from masking import HOLD, InvalidMaskError, validate_action_masks
+from planner.objective import Objective
+from planner.protocol import ActionWalk, JointPlanningModel, PlanningModel
+
+Particles = Literal["all", "each"]
+"""When an action of a sequence is valid. "all": where every living particle allows it. "each": where one does; the
+particles that forbid it hold, so that a sequence is a plan with a way out instead of blind steps."""
+PARTICLES: tuple[Particles, ...] = ("all", "each")
+
+AnyModel = PlanningModel[Any] | JointPlanningModel[Any]
+
+
+class Paths(NamedTuple):
+    """N paths on their way."""
+
+    state: Any
+    total: torch.Tensor
+    """[N, P] float64: earned so far."""
+    alive: torch.Tensor
+    """bool [N, P]: not terminated."""
+    lost: torch.Tensor
+    """bool [N]: a number on the way was NaN or infinite; the path is worth -inf."""
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """A model under an objective: how paths begin, go on and end."""
+
+    model: AnyModel
+    objective: Objective
+    particles: Particles = "all"
+
+    def __post_init__(self) -> None:
+        if self.particles not in PARTICLES:
+            raise ValueError(f"particles: expected one of {list(PARTICLES)}, was {self.particles!r}")
+        if self.particles == "each" and self.joint:
+            raise ValueError("particles: expected 'all' for joint actions, was 'each'")
+
+    @property
+    def joint(self) -> bool:
+        """Whether actions have several dimensions."""
+        return hasattr(self.model, "walk")
+
+    @property
+    def hold(self) -> tuple[int, ...]:
+        """The action that is always valid, one number per dimension."""
+        return tuple(self.model.hold) if self.joint else (HOLD,)  # type: ignore[union-attr]
+
+    def begin(self, state: Any, masks: torch.Tensor) -> Paths:
+        """Paths of no step yet. Args: masks: any bool [N, P, ...] of the state, for its size."""
+        alive = torch.ones(masks.shape[:2], dtype=torch.bool, device=masks.device)
+        return Paths(state, torch.zeros(alive.shape, dtype=torch.float64, device=masks.device), alive, ~alive[:, 0])
+
+    def walk(self, state: Any) -> ActionWalk:
+        """The choices of every state, dimension by dimension."""
+        if self.joint:
+            return self.model.walk(state)  # type: ignore[union-attr]
+        return _OneChoice(self.model.action_masks(state))  # type: ignore[union-attr]
+
+    def checked(self, masks: torch.Tensor, alive: torch.Tensor | None, num_actions: int | None = None) -> torch.Tensor:
+        """Masks [N, P, A] of states, True where the particle no longer lives; validated outside of traces.
+
+        Raises: InvalidMaskError.
+        """
+        if masks.ndim != 3:
+            raise InvalidMaskError(f"action_masks: expected bool [N, P, A], was {masks.dtype} {list(masks.shape)}")
+        size = num_actions or max(1, masks.shape[2])
+        flat = masks.flatten(0, 1)
+        if torch.compiler.is_exporting():
+            return masks if alive is None else masks | ~alive[:, :, None]
+        # Shape and dtype first: `|` with a float mask would be an error of its own kind.
+        validate_action_masks(flat[:0], num_actions=size, safe_action=None)
+        if alive is not None:
+            if alive.shape != masks.shape[:2]:
+                raise InvalidMaskError(f"action_masks: expected {[*alive.shape, size]}, was {[*masks.shape]}")
+            masks = masks | ~alive[:, :, None]
+        safe = None if self.joint else HOLD
+        validate_action_masks(masks.flatten(0, 1), num_actions=size, safe_action=safe)
+        return masks
+
+    def permitted(self, masks: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+        """Which actions a path may take next: `checked` masks [N, P, A] to bool [N, A]."""
+        if self.particles == "all":
+            return masks.all(dim=1)
+        some = (masks & alive[:, :, None]).any(dim=1)
+        some[:, HOLD] = True
+        return some
+
+    def executed(self, masks: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """What each particle does when the path takes an action: `checked` masks, int64 [N] to [N, P]."""
+        wish = action[:, None].expand(masks.shape[:2])
+        if self.particles == "all":
+            return wish
+        return torch.where(masks.gather(2, wish[:, :, None])[:, :, 0], wish, HOLD)
+
+    def advance(self, paths: Paths, action: torch.Tensor, depth: int) -> Paths:
+        """One step of every particle.
+
+        Args: action int64 [N, P] or [N, P, K]; depth: steps taken before.
+        Raises: ValueError where the model answers with another shape or dtype.
+        """
+        step = self.model.step(paths.state, action)
+        for name, floating in (("reward", True), ("terminated", False), ("uncertainty", True)):
+            check_matrix(name, getattr(step, name), paths.alive.shape, floating=floating)
+        earned = self.objective.earned(step)
+        finite = torch.isfinite(earned)
+        counts = paths.alive & finite
+        total = paths.total + self.objective.discount**depth * torch.where(counts, earned, 0.0)
+        lost = paths.lost | (paths.alive & ~finite).any(dim=1)
+        return Paths(step.state, total, paths.alive & ~step.terminated, lost)
+
+    def end(self, paths: Paths, depth: int) -> Paths:
+        """Paths with the value of going on after `depth` steps added, where a particle still lives."""
+        values = self.model.value(paths.state)
+        check_matrix("value", values, paths.alive.shape, floating=True)
+        values = values.to(torch.float64)
+        finite = torch.isfinite(values)
+        total = paths.total + self.objective.discount**depth * torch.where(paths.alive & finite, values, 0.0)
+        return paths._replace(total=total, lost=paths.lost | (paths.alive & ~finite).any(dim=1))
+
+    def score(self, paths: Paths) -> torch.Tensor:
+        """Worth of paths at their end, float64 [N]; -inf where one is lost."""
+        score = self.objective.score(paths.total)
+        return torch.where(paths.lost | ~torch.isfinite(score), -torch.inf, score)
+
+    def take(self, paths: Paths, index: torch.Tensor) -> Paths:
+        """The paths `index` [n]."""
+        return Paths(self.model.take(paths.state, index), *(part[index] for part in paths[1:]))
+
+
+class _OneChoice:
+    def __init__(self, masks: torch.Tensor) -> None:
+        self._masks = masks
+
+    def action_masks(self, dimension: int) -> torch.Tensor:  # noqa: ARG002
+        return self._masks
+
+    def take(self, dimension: int, action: torch.Tensor) -> None:
+        pass
+
+
+def check_matrix(name: str, matrix: torch.Tensor, shape: Sequence[int], *, floating: bool) -> None:
+    """Raise ValueError unless the model's answer has the shape and dtype of the protocol."""
+    if tuple(matrix.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {list(shape)}, was {list(matrix.shape)}")
+    if not (matrix.is_floating_point() if floating else matrix.dtype == torch.bool):
+        raise ValueError(f"{name}: expected dtype {'floating' if floating else 'bool'}, was {matrix.dtype}")
