@@ -33,6 +33,7 @@ from mbpo import (
     historical_uncertainty,
     imagine_branches,
     mixed_env,
+    planning_dynamics,
     train_policy,
 )
 from mbpo.dqn import train_dqn
@@ -255,7 +256,9 @@ def fit_model_based(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     few = config.evaluation.planner.max_paths
     if not few:
         return fitted
-    planner = partial(PlannerPolicy, lesson.dynamics, model, config.evaluation.planner, gamma=config.mbpo.ppo.gamma)
+    forecast = historical_forecast(model, lesson.train.values)
+    dynamics = planning_dynamics(config, lesson.dynamics, forecast)
+    planner = partial(PlannerPolicy, dynamics, model, config.planner, gamma=config.mbpo.ppo.gamma)
     alone = planner(seed=config.seed, name="planner")
     joined = planner(seed=config.seed, value=policy, name="mbpo_planner")
     return {
@@ -368,7 +371,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "model_free": ("model_free",),
     "sac": ("evaluation.sac",),
     "masked_dqn": ("evaluation.dqn",),
-    "mbpo": ("world_model", "mbpo", "evaluation.planner"),
+    "mbpo": ("world_model", "mbpo", "planner", "evaluation.planner"),
 }
 
 

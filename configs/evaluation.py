@@ -132,15 +132,11 @@ class DQNConfig(Section):
     """Times the policy is scored on the validation window; the best snapshot is kept."""
 
 
-class PlannerConfig(Section):
-    """Search over the valid action sequences on scenarios of the world model."""
+class PlannerWalkConfig(Section):
+    """How far planners take part; their settings are the section `planner`."""
 
-    horizon: Annotated[int, Field(ge=1, le=5)] = 3
-    """H: bars planned ahead."""
-    scenarios: Count = 16
-    """Market scenarios every sequence is scored on."""
     max_paths: Annotated[int, Field(ge=0)] = 20
-    """Test paths the planner walks, from the first; it decides one bar at a time and is slow over many. 0 leaves
+    """Test paths the planners walk, from the first; they decide one bar at a time and are slow over many. 0 leaves
     planners out."""
 
 
@@ -236,5 +232,5 @@ class EvaluationConfig(Section):
     ridge: RidgeConfig = RidgeConfig()
     sac: SACConfig = SACConfig()
     dqn: DQNConfig = DQNConfig()
-    planner: PlannerConfig = PlannerConfig()
+    planner: PlannerWalkConfig = PlannerWalkConfig()
     verdict: VerdictConfig = VerdictConfig()

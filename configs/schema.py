@@ -336,6 +336,33 @@ class TrackingConfig(Section):
         return self
 
 
+class PlannerConfig(Section):
+    """Search over valid action sequences on scenarios of the world model."""
+
+    search: Literal["auto", "exhaustive", "cem", "random_shooting"] = "auto"
+    """auto: exhaustive while the tree of sequences has at most `max_nodes` nodes, else cem with as many candidates."""
+    horizon: Annotated[int, Field(ge=1, le=5)] = 3
+    """H: bars planned ahead."""
+    scenarios: Count = 16
+    """Market scenarios every sequence is scored on."""
+    max_nodes: Annotated[int, Field(ge=6)] = 3_000
+    """Imagined steps of one decision at most, for auto."""
+    candidates: Annotated[int, Field(ge=2)] = 512
+    """Sequences of an iteration of cem, or of random_shooting."""
+    elites: Count = 32
+    """Best candidates that cem fits its distributions to."""
+    iterations: Count = 3
+    """Of cem."""
+    uncertainty_penalty: NonNegative = 0.0
+    """Reward units charged per unit of |position| and of ensemble disagreement, as `mbpo.penalty_coef` does."""
+    tail: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the scenarios a sequence is judged by, the worst ones; 1 is the mean, less conditional value at risk."""
+    particles: Literal["all", "each"] = "all"
+    """all: a step is valid where every scenario allows it; each: scenarios that forbid it hold."""
+    control_variate: Fraction = 1.0
+    """Share of the unforeseen part of a bar's return that is taken out of the rewards of a plan; its mean is 0."""
+
+
 class DetentConfig(Section):
     """One nightly retraining run."""
 
@@ -350,6 +377,7 @@ class DetentConfig(Section):
     env: EnvConfig = EnvConfig()
     world_model: WorldModelConfig = WorldModelConfig()
     mbpo: MBPOConfig = MBPOConfig()
+    planner: PlannerConfig = PlannerConfig()
     model_free: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()

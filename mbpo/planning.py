@@ -6,43 +6,53 @@ with the exact account step. Letters: N rows, S scenarios, H bars, M features, A
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from configs.evaluation import PlannerConfig
+from configs.schema import PlannerConfig
 from envs import Account, TradingDynamics
 from masking import refuse_broken_rows, validate_action_masks
+from mbpo.control_variate import unforeseen_reward
+from mbpo.imagination import Forecast
 from mbpo.policy import TorchPolicy
-from planner import Plan, exhaustive_search
+from planner import CEM, Exhaustive, Objective, Plan, RandomShooting, Transition, auto_search
 from world_model import MarketModel
+from world_model.volatility import BAR_MOVES
 
-CHUNK_LEAVES = 500_000
+CHUNK_PATHS = 500_000
 """Imagined accounts at the last depth that are held at once, masks aside; bounds memory, not results."""
+UNLIMITED = 2**62
 
 
 class Scenarios(NamedTuple):
-    """Market futures of N rows."""
+    """Market futures of N rows; float32."""
 
     features: torch.Tensor
-    """[H, N, S, M] float32: bars 1..H after each row."""
+    """[H, N, S, M]: bars 1..H after each row."""
     uncertainty: torch.Tensor
-    """[H, N, S] float32: ensemble disagreement at those bars."""
+    """[H + 1, N, S]: ensemble disagreement at the row itself and at those bars."""
+    mean: torch.Tensor
+    """[H, N, S, 2]: what the elites expected of gap and intraday return of those bars, one bar before."""
+    variance: torch.Tensor
+    """[H, N, S, 2]: of these log returns."""
 
 
 class PlannerPolicy:
     """First action of the best sequence over H bars, under masks at every imagined bar.
 
-    A sequence is worth the mean over scenarios of its discounted rewards, plus what `value` expects after the last bar.
-    One sequence is walked through all scenarios: an action is valid where the masks of all of them allow it. The noise
-    is drawn once, so that `act` is a pure function of its arguments; in antithetic pairs scaled to unit variance, each
-    pair on one elite per bar and all elites equally often: sixteen independent draws would be off by a quarter of a
-    day's move, more than any forecast.
+    A sequence is worth, over scenarios, its discounted rewards plus what `value` expects after the last bar; one
+    sequence is walked through all scenarios. Rewards are those of `dynamics` less their unforeseen part (see
+    `mbpo.control_variate`), without which sixteen scenarios say more of their noise than of any forecast. The noise is
+    drawn once, so that `act` is a pure function of its arguments; in antithetic pairs scaled to unit variance, each
+    pair on one elite per bar and all elites equally often.
 
     Args:
-        dynamics, model: of the same feature columns.
-        config: horizon and number of scenarios.
+        dynamics, model: of the same feature columns; the reward of `dynamics` should be that `value` was trained on.
+        config: search, horizon, scenarios and objective.
         seed: of noise and elites.
         gamma: discount per bar, that of `value`.
         value: trained policy whose value network ends each sequence and whose action decides between equal ones; None
@@ -66,11 +76,13 @@ class PlannerPolicy:
         if columns != dynamics.feature_names:
             raise ValueError(f"model: expected the columns of the dynamics {dynamics.feature_names}, was {columns}")
         self.name = name
-        self.dynamics, self.model, self.config = dynamics, model, config
+        self.dynamics, self.model, self.config, self.seed = dynamics, model, config, seed
         self.gamma, self.value = gamma, value
+        self.search = make_search(config, dynamics.num_actions, gamma)
         generator = torch.Generator().manual_seed(seed)
         self.members = _balanced_members(model.elites, config.horizon, config.scenarios, generator)
         self.noise = _antithetic_noise(config.horizon, config.scenarios, len(columns), generator)
+        self._moves = [columns.index(name) for name in BAR_MOVES]
 
     def act(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
         """First action of the best plan.
@@ -80,7 +92,8 @@ class PlannerPolicy:
         Raises: MaskingError where no sequence has a finite value, as with NaN in a state; InvalidMaskError.
         """
         self._check(state, action_masks)
-        rows = max(1, CHUNK_LEAVES // (action_masks.shape[1] ** self.config.horizon * self.config.scenarios))
+        widest = self._widest(action_masks.shape[1])
+        rows = max(1, CHUNK_PATHS // (widest * self.config.scenarios))
         chunks = range(0, len(state), rows)
         parts = [self._choose(state[first : first + rows], action_masks[first : first + rows]) for first in chunks]
         return np.concatenate(parts)
@@ -88,28 +101,52 @@ class PlannerPolicy:
     def plan(self, state: np.ndarray, action_masks: np.ndarray) -> Plan:
         """Best valid sequence of each row, arguments as in `act`; the given masks hold at the first bar."""
         self._check(state, action_masks)
+        model, root = self.imagined(state, action_masks)
+        if isinstance(self.search, Exhaustive):
+            return self.search.plan(model, root)
+        # The same noise for every row: a decision must not depend on its neighbours in the batch.
+        noise = self.search.noise(1, 1, torch.Generator().manual_seed(self.seed))
+        return self.search.plan(model, root, noise=noise.expand(-1, len(state), -1, -1, -1))
+
+    def imagined(self, state: np.ndarray, action_masks: np.ndarray) -> tuple[ScenarioModel, ScenarioState]:
+        """Model and state of a search from these rows, arguments as in `act`; fits `planner.MPC`."""
         rows, masks = (torch.from_numpy(np.ascontiguousarray(part)) for part in (state, action_masks))
-        num_features = len(self.dynamics.feature_names)
-        scenarios = self.imagine(rows[:, :num_features])
-        tree = _ScenarioTree(self.dynamics, scenarios, masks, self.value)
-        return exhaustive_search(tree, tree.roots(rows), self.config.horizon, self.gamma)
+        model = ScenarioModel(
+            self.dynamics,
+            self.imagine(rows[:, : len(self.dynamics.feature_names)]),
+            masks,
+            None if self.value is None else self.value.values,
+            control_variate=self.config.control_variate,
+        )
+        return model, model.roots(rows)
 
     def imagine(self, features: torch.Tensor) -> Scenarios:
         """Market futures of feature rows [N, M]; the same noise for every row."""
         horizon, num_scenarios = self.members.shape
         current = features.repeat_interleave(num_scenarios, dim=0)
-        bars, disagreements = [], []
+        bars, doubts, means, variances = [], [], [], []
         with torch.no_grad():
             for depth in range(horizon):
                 member = self.members[depth].repeat(len(features))
-                current = self.model.sample_next(current, member, self.noise[depth].repeat(len(features), 1))
+                noise = self.noise[depth].repeat(len(features), 1)
+                current, outlook = self.model.advance(current, member, noise, self._moves)
                 bars.append(current)
-                disagreements.append(self.model.disagreement(current))
-        shape = (horizon, len(features), num_scenarios)
-        return Scenarios(torch.stack(bars).reshape(*shape, -1), torch.stack(disagreements).reshape(shape))
+                doubts.append(outlook.disagreement)
+                means.append(outlook.mean)
+                variances.append(outlook.variance)
+            # An outlook knows how far the elites are apart where it starts from.
+            doubts.append(self.model.disagreement(current))
+        shape = (len(features), num_scenarios)
+        parts = (torch.stack(part).unflatten(1, shape) for part in (bars, doubts, means, variances))
+        return Scenarios(*parts)
 
     def _check(self, state: np.ndarray, action_masks: np.ndarray) -> None:
         validate_action_masks(action_masks, num_actions=self.dynamics.num_actions, batch=len(state))
+
+    def _widest(self, num_actions: int) -> int:
+        if isinstance(self.search, Exhaustive):
+            return int(num_actions**self.config.horizon)
+        return self.search.candidates
 
     def _choose(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
         plan = self.plan(state, action_masks)
@@ -119,71 +156,119 @@ class PlannerPolicy:
             look_for="NaN in the state or for a diverged world model",
         )
         action: np.ndarray = plan.action.numpy()
-        if self.value is None:
+        if self.value is None or plan.action_values is None:
             return action
         preferred = self.value.act(state, action_masks)
         ties = (plan.action_values == plan.value[:, None]).numpy()
         return np.where(ties[np.arange(len(state)), preferred], preferred, action)
 
 
-class _Node(NamedTuple):
-    # One node per row: which market it is in, how many bars ahead, and its account in every scenario.
-    row: torch.Tensor  # [N], row of the decision
+def make_search(config: PlannerConfig, num_actions: int, gamma: float) -> Exhaustive | CEM | RandomShooting:
+    """The search of a config. Args: gamma: discount per bar."""
+    objective = Objective(discount=gamma, uncertainty_penalty=config.uncertainty_penalty, tail=config.tail)
+    common: dict[str, Any] = {"objective": objective, "particles": config.particles}
+    if config.search == "cem":
+        return CEM(
+            horizon=config.horizon,
+            candidates=config.candidates,
+            elites=config.elites,
+            iterations=config.iterations,
+            **common,
+        )
+    if config.search == "random_shooting":
+        return RandomShooting(horizon=config.horizon, candidates=config.candidates, **common)
+    found = Exhaustive(horizon=config.horizon, **common)
+    if config.search == "auto":
+        found = auto_search(
+            num_actions, config.horizon, max_nodes=config.max_nodes, iterations=config.iterations, **common
+        )
+    # The budget is that of one decision, and many are planned at once.
+    return replace(found, max_nodes=UNLIMITED) if isinstance(found, Exhaustive) else found
+
+
+class ScenarioState(NamedTuple):
+    """One node of the search per row: which decision it belongs to, how many bars ahead, its account everywhere."""
+
+    row: torch.Tensor
+    """[N], row of the decision."""
     depth: int
-    account: Account  # [N, S]
+    """Bars ahead; that many features of the scenarios have been seen."""
+    account: Account
+    """[N, S]."""
 
 
-class _ScenarioTree:
-    # `planner.PlanningModel` over scenarios: mean rewards, masks that hold in every scenario.
+class ScenarioModel:
+    """`planner.PlanningModel` over market scenarios, one particle each: the market does not react, accounts are exact.
+
+    Args:
+        dynamics: account, masks and reward.
+        scenarios: futures of the rows that are decided.
+        root_masks: bool [rows, A], which hold at the first bar: the caller may know more than a state row.
+        value: of state rows [B, S] at the end, [B]; None is zero.
+        control_variate: share of the unforeseen part of a bar's return taken out of the rewards.
+    """
 
     def __init__(
-        self, dynamics: TradingDynamics, scenarios: Scenarios, root_masks: torch.Tensor, value: TorchPolicy | None
+        self,
+        dynamics: TradingDynamics,
+        scenarios: Scenarios,
+        root_masks: torch.Tensor,
+        value: Callable[[torch.Tensor], torch.Tensor] | None,
+        *,
+        control_variate: float = 0.0,
     ) -> None:
         self._dynamics, self._scenarios, self._root_masks, self._value = dynamics, scenarios, root_masks, value
+        self._control_variate = control_variate
+        self._moves = [dynamics.feature_names.index(name) for name in BAR_MOVES]
 
-    def roots(self, state: torch.Tensor) -> _Node:
+    def roots(self, state: torch.Tensor) -> ScenarioState:
+        """State rows [rows, columns], each in all scenarios."""
         num_scenarios = self._scenarios.uncertainty.shape[2]
         account = self._dynamics.account_from_state(state, torch.float32)
         spread_out = (column[:, None].expand(-1, num_scenarios) for column in account)
-        return _Node(torch.arange(len(state)), 0, Account(*spread_out))
+        return ScenarioState(torch.arange(len(state)), 0, Account(*spread_out))
 
-    def action_masks(self, state: _Node) -> torch.Tensor:
-        # The first masks are the caller's, which may know more than a state row.
+    def action_masks(self, state: ScenarioState) -> torch.Tensor:
+        """Masks [N, S, A] of every imagined state."""
+        rows, scenarios = state.account.killed.shape
         if state.depth == 0:
-            return self._root_masks[state.row]
-        masks: torch.Tensor = self._dynamics.action_masks(self._state_rows(state)).reshape(
-            *state.account.killed.shape, -1
-        )
-        # Where the kill switch latched the episode is over; that must not forbid the other scenarios anything.
-        killed: torch.Tensor = state.account.killed > 0
-        return (masks | killed[:, :, None]).all(dim=1)
+            return self._root_masks[state.row][:, None].expand(-1, scenarios, -1)
+        masks: torch.Tensor = self._dynamics.action_masks(self._state_rows(state))
+        return masks.reshape(rows, scenarios, -1)
 
-    def step(self, state: _Node, action: torch.Tensor) -> tuple[_Node, torch.Tensor, torch.Tensor]:
+    def step(self, state: ScenarioState, action: torch.Tensor) -> Transition[ScenarioState]:
+        """One bar; uncertainty is the disagreement before it times the position's size after it, as MBPO charges."""
         shape = state.account.killed.shape
         features = self._scenarios.features[state.depth][state.row].flatten(0, 1)
         flat = Account(*(column.flatten() for column in state.account))
-        after, _, reward = self._dynamics.step(flat, action.repeat_interleave(shape[1]), features)
-        # The episode of a killed scenario ended one bar earlier, its rewards too.
-        earned = torch.where(flat.killed > 0, torch.zeros_like(reward), reward)
+        after, outcome, reward = self._dynamics.step(flat, action.flatten(), features)
+        if self._control_variate:
+            positions = torch.stack((flat.position, outcome.target), dim=1)
+            outlook = (part[state.depth][state.row].flatten(0, 1) for part in self._scenarios[2:])
+            unforeseen = unforeseen_reward(
+                self._dynamics.reward, positions, features[:, self._moves], Forecast(*outlook)
+            )
+            reward = reward - self._control_variate * unforeseen
         account = Account(*(column.reshape(shape) for column in after))
-        following = _Node(state.row, state.depth + 1, account)
-        return following, earned.reshape(shape).mean(dim=1), (account.killed > 0).all(dim=1)
+        doubt = self._scenarios.uncertainty[state.depth][state.row] * account.position.abs()
+        following = ScenarioState(state.row, state.depth + 1, account)
+        return Transition(following, reward.reshape(shape), account.killed > 0, doubt)
 
-    def value(self, state: _Node) -> torch.Tensor:
-        killed = state.account.killed > 0
+    def value(self, state: ScenarioState) -> torch.Tensor:
+        """What the given function expects of every imagined state, [N, S]."""
+        shape = state.account.killed.shape
         if self._value is None:
-            return torch.zeros(len(killed))
-        values = self._value.values(self._state_rows(state)).reshape(killed.shape)
-        return torch.where(killed, torch.zeros_like(values), values).mean(dim=1)
+            return torch.zeros(shape)
+        return self._value(self._state_rows(state)).reshape(shape)
 
-    def take(self, state: _Node, index: torch.Tensor) -> _Node:
-        return _Node(state.row[index], state.depth, Account(*(column[index] for column in state.account)))
+    def take(self, state: ScenarioState, index: torch.Tensor) -> ScenarioState:
+        """Those rows."""
+        return ScenarioState(state.row[index], state.depth, Account(*(column[index] for column in state.account)))
 
-    def _state_rows(self, state: _Node) -> torch.Tensor:
+    def _state_rows(self, state: ScenarioState) -> torch.Tensor:
         # [N * S, columns] state rows of imagined bars.
-        bar = state.depth - 1
-        features = self._scenarios.features[bar][state.row].flatten(0, 1)
-        uncertainty = self._scenarios.uncertainty[bar][state.row].flatten()
+        features = self._scenarios.features[state.depth - 1][state.row].flatten(0, 1)
+        uncertainty = self._scenarios.uncertainty[state.depth][state.row].flatten()
         rows: torch.Tensor = self._dynamics.state_row(
             features, Account(*(column.flatten() for column in state.account)), uncertainty
         )

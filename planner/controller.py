@@ -36,7 +36,7 @@ class Fallback(Protocol):
 
 
 class MPC:
-    """First action of a fresh plan at every decision; where there is none the policy decides, and where it cannot, Hold.
+    """First action of a fresh plan at every decision; without one the policy decides, and where it cannot, Hold.
 
     A row has no plan where no sequence has a finite value, as with NaN in the state; no row has one where even the
     fastest search so far would not fit the budget. A search that can stop early does so at the end of the budget, with
@@ -108,7 +108,7 @@ class MPC:
         observation: Any,
         state: Any = None,
         episode_start: Sequence[bool] | npt.NDArray[np.bool_] | None = None,
-        deterministic: bool = True,  # noqa: ARG002, FBT001, FBT002 - stable-baselines3's signature
+        deterministic: bool = True,  # noqa: ARG002 - stable-baselines3's signature
         action_masks: Masks | None = None,
     ) -> tuple[npt.NDArray[np.int64], Any]:
         """The interface of stable-baselines3's models, so that its evaluation tools can run a planner.

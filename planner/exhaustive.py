@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -38,8 +37,8 @@ class Exhaustive:
     objective: Objective = field(default_factory=Objective)
     particles: Particles = "all"
     max_nodes: int = 1_000_000
-    """Most imagined steps of one call. It is held against the tree without masks, N * (A + ... + A^H), so that whether a
-    call is refused depends on shapes and never on the market."""
+    """Most imagined steps of one call. It is held against the tree without masks, N * (A + ... + A^H), so that whether
+    a call is refused depends on shapes and never on the market."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:

@@ -15,9 +15,9 @@ from planner.protocol import Transition
 class Objective:
     """Discounted rewards minus a charge for uncertainty, plus the value after the last step, over P particles.
 
-    Each particle earns `sum_t discount^t * (reward_t - uncertainty_penalty * uncertainty_t) + discount^H * value` (MOPO,
-    arXiv:2005.13239, eq. 4, with a terminal value). A sequence is worth the mean of the worst `tail` of them: 1 is the
-    plain mean, less is the conditional value at risk (Rockafellar and Uryasev 2000, doi:10.21314/JOR.2000.038), here of
+    Each particle earns `sum_t discount^t * (reward_t - uncertainty_penalty * uncertainty_t) + discount^H * value`
+    (MOPO, arXiv:2005.13239, eq. 4, with a terminal value). A sequence is worth the mean of the worst `tail` of them: 1
+    is the plain mean, less is conditional value at risk (Rockafellar and Uryasev 2000, doi:10.21314/JOR.2000.038) of
     the worst `ceil(tail * P)` particles with equal weights.
     """
 

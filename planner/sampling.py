@@ -1,7 +1,7 @@
 """Sampling planners: random shooting, and the cross-entropy method over factored categorical distributions.
 
-Every candidate is drawn step by step under the masks of the states it imagines, so that none is ever invalid; nothing is
-drawn and thrown away. Noise is an argument, and no step depends on a value of a tensor: both searches can be exported.
+Every candidate is drawn step by step under the masks of the states it imagines, so that none is ever invalid and none
+is thrown away. Noise is an argument, and no step depends on a value of a tensor: both searches can be exported.
 
 Letters: N rows, C candidates, I iterations, H horizon, K action dimensions, A actions of each.
 """
@@ -95,15 +95,16 @@ class CEM:
             if tuple(noise.shape) != expected:
                 raise ValueError(f"noise: expected {list(expected)}, was {list(noise.shape)}")
             weights, proposals = sampler.begin(previous, self.trust)
-            best = None
-            done = 0
-            for done, draws in enumerate(noise.unbind(0), start=1):
-                found = sampler.draw(weights, draws, proposals if done == 1 else None)
-                best = sampler.better(best, found)
-                if done == self.iterations or (deadline is not None and clock() >= deadline):
-                    break
+            first, *later = noise.unbind(0)
+            found = sampler.draw(weights, first, proposals)
+            best = sampler.better(None, found)
+            for draws in later:
+                if deadline is not None and clock() >= deadline:
+                    return sampler.harvest(best, complete=False)
                 weights = self.smoothing * weights + (1.0 - self.smoothing) * self._frequencies(found, best, sampler)
-            return sampler.harvest(best, complete=done == self.iterations)
+                found = sampler.draw(weights, draws, None)
+                best = sampler.better(best, found)
+            return sampler.harvest(best, complete=True)
 
     def _frequencies(self, found: _Candidates, best: _Best, sampler: _Sampler) -> torch.Tensor:
         score = torch.cat((best.score[:, None], found.score), dim=1)
@@ -271,9 +272,8 @@ class _Sampler:
             broken + best.broken,
         )
 
-    def harvest(self, best: _Best | None, *, complete: bool) -> Plan:
+    def harvest(self, best: _Best, *, complete: bool) -> Plan:
         """The plan of each row."""
-        assert best is not None
         fallback = torch.isneginf(best.score)
         sequence = torch.where(fallback[:, None, None], self.hold, best.sequence)
         if not self.imagination.joint:

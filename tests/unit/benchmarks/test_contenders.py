@@ -205,7 +205,7 @@ def test_facts_are_json_without_the_notes_that_are_no_number():
 
 
 def test_settings_of_a_learner_are_its_sections_alone():
-    assert set(settings_of(CONFIG, "mbpo")) == {"world_model", "mbpo", "evaluation.planner"}
+    assert set(settings_of(CONFIG, "mbpo")) == {"world_model", "mbpo", "planner", "evaluation.planner"}
     assert settings_of(CONFIG, "model_free") == {"model_free": CONFIG.model_free.model_dump(mode="json")}
     assert settings_of(CONFIG, "linear_signal") == settings_of(CONFIG, "truth") == {}
 

@@ -287,7 +287,7 @@ def test_a_plan_that_cannot_end_in_a_verdict_is_refused_before_anything_is_compu
         ("model_free.gamma=0.5", {"plain-model_free-300-0"}),
         ("evaluation.sac.gamma=0.5", {"plain-sac-300-0"}),
         ("evaluation.dqn.gamma=0.5", {"plain-masked_dqn-300-0"}),
-        ("evaluation.planner.scenarios=3", {"plain-mbpo-300-0"}),
+        ("planner.scenarios=3", {"plain-mbpo-300-0"}),
         ("mbpo.ppo.gamma=0.5", {"plain-mbpo-300-0"}),
         ("world_model.batch_size=64", {"plain-mbpo-300-0"}),
         (

@@ -18,7 +18,7 @@ BOUNDS = {
     "evaluation.ridge.penalties": ("[0.1]", "[0]"),
     "evaluation.sac.gamma": ("1", "1.1"),
     "evaluation.dqn.exploration_fraction": ("0", "-0.1"),
-    "evaluation.planner.horizon": ("5", "6"),
+    "planner.horizon": ("5", "6"),
     "evaluation.suite.train_bars": ("[250, 1250]", "[249, 1250]"),
     "evaluation.suite.num_seeds": ("1000", "1001"),
     "evaluation.suite.test_bars": ("60", "59"),

@@ -10,8 +10,7 @@ import torch
 from gymnasium import spaces
 from mbpo_worlds import FIELDS, NAMES, make_dynamics, make_features, make_scaler
 
-from configs.evaluation import PlannerConfig
-from configs.schema import WorldModelConfig
+from configs.schema import PlannerConfig, WorldModelConfig
 from envs import TradingDynamics
 from envs.vec_env import HistoryVecEnv
 from evaluation import backtest
@@ -20,6 +19,7 @@ from masking.strict_policy import StrictMaskablePolicy
 from mbpo import TorchPolicy, planning
 from mbpo.planning import PlannerPolicy
 from world_model import MarketModel
+from world_model.model import Outlook
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 
@@ -45,6 +45,15 @@ class Drift:
         following[:, 1] = features[:, SIGNAL] + self.tilt * member + self.volatility * noise[:, 1]
         return following
 
+    def advance(
+        self, features: torch.Tensor, member: torch.Tensor, noise: torch.Tensor, columns: list[int]
+    ) -> tuple[torch.Tensor, Outlook]:
+        mean = torch.zeros(len(features), 2)
+        mean[:, columns.index(1)] = features[:, SIGNAL] + self.tilt  # elites 0 and 2
+        spread = torch.tensor([0.09, 1.0]) * self.volatility**2 + torch.tensor([0.0, self.tilt**2])
+        following = self.sample_next(features, member, noise)
+        return following, Outlook(mean, spread.expand(len(features), -1), self.disagreement(features))
+
     def disagreement(self, features: torch.Tensor) -> torch.Tensor:
         return features[:, 1].abs()
 
@@ -68,7 +77,9 @@ def planned_dynamics(cost_rate: float = 3e-4, **rules: object) -> TradingDynamic
 
 
 def planner(dynamics: TradingDynamics, market: object = None, **options: object) -> PlannerPolicy:
-    config = PlannerConfig(horizon=options.pop("horizon", 3), scenarios=options.pop("scenarios", 4))  # type: ignore[arg-type]
+    named = {"horizon": 3, "scenarios": 4, "control_variate": 0.0}
+    own = {name: options.pop(name) for name in [*options] if name in PlannerConfig.model_fields}
+    config = PlannerConfig(**{**named, **own})
     settings = {"seed": 0, "gamma": 1.0, **options}
     return PlannerPolicy(dynamics, market or Drift(), config, **settings)  # type: ignore[arg-type]
 
@@ -118,8 +129,8 @@ def test_the_policy_decides_between_equal_sequences_and_between_no_others() -> N
 def brute_force(policy: PlannerPolicy, row: np.ndarray, masks: np.ndarray) -> dict[tuple[int, ...], float]:
     # Every sequence through every scenario on its own, in NumPy and float64: value of each that is valid throughout.
     dynamics, horizon = policy.dynamics, policy.config.horizon
-    features, uncertainty = policy.imagine(torch.as_tensor(row[None, : len(NAMES)]))
-    bars, doubts = features[:, 0].double().numpy(), uncertainty[:, 0].double().numpy()
+    features, uncertainty, *_ = policy.imagine(torch.as_tensor(row[None, : len(NAMES)]))
+    bars, doubts = features[:, 0].double().numpy(), uncertainty[1:, 0].double().numpy()
     values = {}
     for sequence in itertools.product(range(dynamics.num_actions), repeat=horizon):
         total, valid = 0.0, bool(masks[sequence[0]])
@@ -230,7 +241,7 @@ def test_many_rows_are_planned_in_parts_with_the_same_result(monkeypatch: pytest
         sizes.append(len(state))
         return plan(state, action_masks)
 
-    monkeypatch.setattr(planning, "CHUNK_LEAVES", 3 * 7**3 * 4)
+    monkeypatch.setattr(planning, "CHUNK_PATHS", 3 * 7**3 * 4)
     monkeypatch.setattr(policy, "plan", counted)
     assert chosen(policy, rows) == whole
     assert sizes == [3, 3, 3, 1]

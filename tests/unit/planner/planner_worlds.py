@@ -116,7 +116,9 @@ class PositionWorld:
     def step(self, state: dict[str, Any], action: torch.Tensor) -> Transition[dict[str, Any]]:
         position = self.actions.target_of(action[:, 0], state["position"])
         ended = torch.zeros_like(action, dtype=torch.bool)
-        return Transition({**state, "position": position}, position[:, None], ended, torch.zeros_like(position)[:, None])
+        return Transition(
+            {**state, "position": position}, position[:, None], ended, torch.zeros_like(position)[:, None]
+        )
 
     def value(self, state: dict[str, Any]) -> torch.Tensor:
         return torch.zeros_like(state["position"])[:, None]

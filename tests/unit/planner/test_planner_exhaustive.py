@@ -28,7 +28,6 @@ from masking.rules import MaxPositionChange
 from planner import Exhaustive, Objective, Plan, Transition
 
 
-
 def search(world: Any, state: Any, horizon: int, discount: float, **options: Any) -> Plan:
     return Exhaustive(horizon=horizon, objective=Objective(discount=discount), **options).plan(world, state)
 
