@@ -109,19 +109,18 @@ def account_step(
     equity, held = _move(xp, account.equity, account.position, gap_return)
 
     halted = account.trading_state >= TradingState.HALTED.value
-    zero = xp.zeros_like(held)
     target = rules.actions.target_of(action, held)
     # A target no larger than the position at the close was allowed as a reduction; where the gap left less than the
     # target, buying up to it would enlarge what a limit wanted smaller.
     reduces = xp.abs(target) <= xp.abs(account.position) + TOLERANCE
     grows = reduces & (xp.abs(target) > xp.abs(held))
-    target = xp.where(halted, zero, xp.where(grows, held, target))
+    target = xp.where(halted, 0.0, xp.where(grows, held, target))
     traded = xp.abs(target - held)
     cost = traded * rules.cost_rate
     if rules.spread_share:
-        cost = cost + traded * rules.spread_share * xp.where(spread > 0, spread, zero)
+        cost = cost + traded * rules.spread_share * xp.where(spread > 0, spread, 0.0)
     kept = 1 - cost
-    equity = equity * xp.where(kept < RUIN, xp.ones_like(kept) * RUIN, kept)
+    equity = equity * xp.where(kept < RUIN, RUIN, kept)
 
     equity, position = _move(xp, equity, target, intraday_return)
     peak = xp.where(equity > account.peak, equity, account.peak)
@@ -142,12 +141,12 @@ def account_step(
         equity=equity,
         peak=xp.where(released, equity, peak),
         position=position,
-        open_pnl=xp.where(position == 0, zero, open_pnl),
-        holding_time=xp.where(traded_now, zero, account.holding_time) + 1,
+        open_pnl=xp.where(position == 0, 0.0, open_pnl),
+        holding_time=xp.where(traded_now, 0.0, account.holding_time) + 1,
         trading_state=ladder.trading_state,
         killed=ladder.killed,
         flat_bars=ladder.flat_bars,
-        last_risk_event=xp.where(released, zero, event),
+        last_risk_event=xp.where(released, 0.0, event),
     )
     outcome = StepOutcome(
         log_return=xp.log(growth),
@@ -167,6 +166,6 @@ def _move(xp: Any, equity: Any, position: Any, log_return: Any) -> tuple[Any, An
     simple = xp.expm1(log_return)
     growth = 1 + position * simple
     ruined = growth < RUIN
-    growth = xp.where(ruined, xp.ones_like(growth) * RUIN, growth)
+    growth = xp.where(ruined, RUIN, growth)
     # Without the liquidation the notional would stay while equity vanishes: a position of 1e8 times equity.
-    return equity * growth, xp.where(ruined, xp.zeros_like(growth), position * (1 + simple) / growth)
+    return equity * growth, xp.where(ruined, 0.0, position * (1 + simple) / growth)

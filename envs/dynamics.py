@@ -164,20 +164,22 @@ class TradingDynamics:
         _check_width("features", features, len(self.feature_names))
         xp = array_api_compat.array_namespace(features)
         age = xp.zeros_like(account.equity) if data_age is None else data_age
-        columns = (
-            account.position,
-            xp.abs(account.position) * account.equity / account.peak,
-            account.drawdown,
-            account.open_pnl,
-            account.holding_time,
-            account.trading_state,
-            account.flat_bars,
-            account.last_risk_event,
-            uncertainty,
-            age,
-        )
+        columns = (*self.account_columns(account).values(), uncertainty, age)
         tail = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)
         return xp.concat((xp.astype(features, xp.float32), tail), axis=1)
+
+    def account_columns(self, account: Account) -> dict[str, Any]:
+        """Columns of ACCOUNT_FIELDS, in their order, of an account of arrays of any shape."""
+        return {
+            "position": account.position,
+            "exposure": abs(account.position) * account.equity / account.peak,
+            "drawdown": account.drawdown,
+            "open_pnl": account.open_pnl,
+            "holding_time": account.holding_time,
+            "trading_state": account.trading_state,
+            "flat_bars": account.flat_bars,
+            "last_risk_event": account.last_risk_event,
+        }
 
     def action_masks(self, state: Any) -> Any:
         """The one mask: bool [B, A] from state rows [B, S]."""

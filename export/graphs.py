@@ -87,6 +87,12 @@ class PolicyGraph(nn.Module):
         sure_value = torch.where(finite, value, 0.0)
         return action, probabilities, masks, sure_value[:, 0], ~decided[:, 0]
 
+    def values(self, state: Tensor) -> Tensor:
+        """What the value network expects of state rows [B, S]: [B]."""
+        _, critic = self.mlp_extractor(self.scaler(state[:, :-1]))
+        value: Tensor = self.value_net(critic)
+        return value[:, 0]
+
 
 class UncertaintyGraph(nn.Module):
     """`features` [B, M] raw -> `model_uncertainty` [B], the disagreement of the ensemble; NaN in, NaN out."""

@@ -77,16 +77,26 @@ class ActionTable:
         # One selection between a column and a row of constants: a single node in an exported graph.
         return xp.where(is_hold, position, targets), is_hold
 
+    def above(self, position: Any) -> tuple[Any, Any]:
+        """As `beside` with actions first. Args: position [1, B]. Returns: targets [A, B]; is_hold bool [A, 1]."""
+        xp = namespace(position)
+        _check_floating(xp, position)
+        device = array_api_compat.device(position)
+        is_hold = xp.asarray(self._is_hold[0], device=device)[:, None]
+        targets = xp.asarray(self._targets[0], dtype=position.dtype, device=device)[:, None]
+        return xp.where(is_hold, position, targets), is_hold
+
     def target_of(self, action: Any, position: Any) -> Any:
         """Position that the chosen action leads to.
 
-        Args: action [B] integer in [0, A); position [B].
-        Returns: [B], dtype of `position`.
+        Args: action integer in [0, A) and position, of any shapes that broadcast.
+        Returns: of their common shape, dtype of `position`.
         """
         xp = array_api_compat.array_namespace(action, position)
         _check_floating(xp, position)
         targets = xp.asarray(self._targets[0], dtype=position.dtype, device=array_api_compat.device(position))
-        return xp.where(action == HOLD, position, xp.take(targets, action, axis=0))
+        chosen = xp.reshape(xp.take(targets, xp.reshape(action, (-1,)), axis=0), action.shape)
+        return xp.where(action == HOLD, position, chosen)
 
     @cached_property
     def _is_hold(self) -> tuple[tuple[bool, ...]]:

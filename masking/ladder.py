@@ -60,13 +60,12 @@ class DrawdownLadder:
         A NaN drawdown counts as the kill level: unknown risk halts.
         """
         xp = array_api_compat.array_namespace(drawdown)
-        one, zero = xp.ones_like(drawdown), xp.zeros_like(drawdown)
         killed = (ladder.killed > 0) | ~(drawdown < self.kill)
         halted = killed | (drawdown >= self.hard) | (ladder.trading_state >= TradingState.HALTED.value)
         reduce = drawdown >= self.soft
-        code = xp.where(halted, one * TradingState.HALTED.value, xp.where(reduce, one, zero))
-        flat_bars = xp.where((code > 0) & (position == 0), ladder.flat_bars + 1, zero)
+        code = xp.where(halted, float(TradingState.HALTED), xp.astype(reduce, drawdown.dtype))
+        flat_bars = xp.where((code > 0) & (position == 0), ladder.flat_bars + 1, 0.0)
         released = (flat_bars >= self.cooldown_bars) & ~killed
-        code = xp.where(released, zero, code)
-        flat_bars = xp.where(released, zero, flat_bars)
-        return LadderState(code, xp.where(killed, one, zero), flat_bars), released
+        code = xp.where(released, 0.0, code)
+        flat_bars = xp.where(released, 0.0, flat_bars)
+        return LadderState(code, xp.astype(killed, drawdown.dtype), flat_bars), released

@@ -88,6 +88,24 @@ class RuleSet:
             allowed = allowed & _verdict(name, rule, view, is_hold)
         return allowed | is_hold
 
+    def by_action(self, state: State) -> Any:
+        """The same masks with actions first, for whom rows lie side by side in memory: bool [A, B].
+
+        Rules see columns [1, B] and targets [A, B]. One that names an axis may not like that; whoever calls this makes
+        sure once that it gives what a call gives.
+
+        Args: state maps each name in `fields` to a float array [B].
+        """
+        self._check_columns(state, self.fields)
+        columns = {name: state[name][None, :] for name in self.fields}
+        xp = namespace(columns["position"])
+        finite = xp.all(abs(xp.concat(list(columns.values()), axis=0)) < math.inf, axis=0, keepdims=True)
+        columns["target_position"], is_hold = self.actions.above(columns["position"])
+        view, allowed = StateView(columns), finite
+        for name, rule in self._named.items():
+            allowed = allowed & _verdict(name, rule, view, is_hold, axis=0)
+        return allowed | is_hold
+
     def blocked(self, state: State) -> dict[str, Any]:
         """Which rule forbids which action: rule name -> bool [B, A], column 0 always False.
 
@@ -235,10 +253,11 @@ def rule_parameters(rule: Rule) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters_of(rule).items()}
 
 
-def _verdict(name: str, rule: Rule, view: StateView, is_hold: Any) -> Any:
+def _verdict(name: str, rule: Rule, view: StateView, is_hold: Any, axis: int = 1) -> Any:
     # A 0/1 verdict would turn the masks into integers, and a flat [B] one would be read as one verdict per action.
     allowed, full = rule(view), view["target_position"].shape
-    if allowed.dtype != is_hold.dtype or (allowed.shape != full and allowed.shape != (full[0], 1)):
+    every = (full[0], 1) if axis == 1 else (1, full[1])
+    if allowed.dtype != is_hold.dtype or (allowed.shape != full and allowed.shape != every):
         raise RuleError(f"rule {name!r}: expected bool [B, 1] or [B, A], was {allowed.dtype} {list(allowed.shape)}")
     return allowed
 

@@ -9,27 +9,30 @@ another its mean is zero as well, but it need not make the variance smaller. Let
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from configs.schema import RewardConfig
-from mbpo.imagination import Forecast
 
 
-def unforeseen_reward(reward: RewardConfig, positions: np.ndarray, moves: np.ndarray, forecast: Forecast) -> np.ndarray:
+Pair = tuple[Any, Any]
+"""Of the gap and of the move from open to close: arrays of any namespace that broadcast to [B]."""
+
+
+def unforeseen_reward(reward: RewardConfig, positions: Pair, moves: Pair, mean: Pair, variance: Pair) -> Any:
     """The part of reward N1 that the world model could not foresee, of mean zero where its forecast holds.
 
     With `r = sum_i p_i move_i` the utility `r - a/2 r^2` departs from its expectation by
     `e (1 - a E[r]) - a/2 (e^2 - Var[r])`, where `e = r - E[r]`. First order in costs and in the move: the growth
     `log(1 + p (exp(move) - 1))` is taken for `p * move`. Drawdown and breach terms stay as they happened.
 
-    Args: positions [B, 2] held overnight and after the trade, multiples of equity; moves [B, 2] gap and intraday log
-        return; forecast of them, each [B, 2].
+    Args: positions held overnight and after the trade, multiples of equity; moves, log returns; what was expected of
+        them: mean and variance.
     Returns: [B], reward units.
     """
-    expected = (positions * forecast.mean).sum(axis=1)
-    surprise = (positions * (moves - forecast.mean)).sum(axis=1)
-    risk = surprise**2 - (positions**2 * forecast.variance).sum(axis=1)
+    held, target = positions
+    expected = held * mean[0] + target * mean[1]
+    surprise = held * (moves[0] - mean[0]) + target * (moves[1] - mean[1])
+    risk = surprise * surprise - (held * held * variance[0] + target * target * variance[1])
     aversion = reward.risk_aversion
     utility = surprise * (1 - aversion * expected) - 0.5 * aversion * risk
-    unforeseen: np.ndarray = reward.profit_weight / reward.profit_scale * utility
-    return unforeseen
+    return reward.profit_weight / reward.profit_scale * utility

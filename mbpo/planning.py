@@ -17,7 +17,6 @@ from configs.schema import PlannerConfig
 from envs import Account, TradingDynamics
 from masking import refuse_broken_rows, validate_action_masks
 from mbpo.control_variate import unforeseen_reward
-from mbpo.imagination import Forecast
 from mbpo.policy import TorchPolicy
 from planner import CEM, Exhaustive, Objective, Plan, RandomShooting, Transition, auto_search
 from world_model import MarketModel
@@ -34,9 +33,9 @@ class Scenarios(NamedTuple):
     features: torch.Tensor
     """[H, N, S, M]: bars 1..H after each row."""
     uncertainty: torch.Tensor
-    """[H + 1, N, S]: ensemble disagreement at the row itself and at those bars."""
+    """[H + 1, N]: ensemble disagreement at the row itself and at the mean of the scenarios after each bar."""
     mean: torch.Tensor
-    """[H, N, S, 2]: what the elites expected of gap and intraday return of those bars, one bar before."""
+    """[H, N, S, 2]: gap and intraday return that the member a bar was drawn from expected, one bar before."""
     variance: torch.Tensor
     """[H, N, S, 2]: of these log returns."""
 
@@ -79,9 +78,9 @@ class PlannerPolicy:
         self.dynamics, self.model, self.config, self.seed = dynamics, model, config, seed
         self.gamma, self.value = gamma, value
         self.search = make_search(config, dynamics.num_actions, gamma)
-        generator = torch.Generator().manual_seed(seed)
-        self.members = _balanced_members(model.elites, config.horizon, config.scenarios, generator)
-        self.noise = _antithetic_noise(config.horizon, config.scenarios, len(columns), generator)
+        self._generator = torch.Generator().manual_seed(seed)
+        self.members = _balanced_members(model.elites, config.horizon, config.scenarios, self._generator)
+        self.noise = _antithetic_noise(config.horizon, config.scenarios, len(columns), self._generator)
         self._moves = [columns.index(name) for name in BAR_MOVES]
 
     def act(self, state: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
@@ -108,6 +107,12 @@ class PlannerPolicy:
         noise = self.search.noise(1, 1, torch.Generator().manual_seed(self.seed))
         return self.search.plan(model, root, noise=noise.expand(-1, len(state), -1, -1, -1))
 
+    def noise_tables(self, count: int) -> torch.Tensor:
+        """[count, H, S, M]: the noise of this planner, and others drawn after it; the same whenever asked."""
+        generator = self._generator.clone_state()
+        others = [_antithetic_noise(*self.noise.shape, generator) for _ in range(count - 1)]
+        return torch.stack([self.noise, *others])
+
     def imagined(self, state: np.ndarray, action_masks: np.ndarray) -> tuple[ScenarioModel, ScenarioState]:
         """Model and state of a search from these rows, arguments as in `act`; fits `planner.MPC`."""
         rows, masks = (torch.from_numpy(np.ascontiguousarray(part)) for part in (state, action_masks))
@@ -124,21 +129,19 @@ class PlannerPolicy:
         """Market futures of feature rows [N, M]; the same noise for every row."""
         horizon, num_scenarios = self.members.shape
         current = features.repeat_interleave(num_scenarios, dim=0)
-        bars, doubts, means, variances = [], [], [], []
+        shape = (len(features), num_scenarios)
+        bars, means, variances = [], [], []
         with torch.no_grad():
+            doubts = [self.model.disagreement(features)]
             for depth in range(horizon):
                 member = self.members[depth].repeat(len(features))
                 noise = self.noise[depth].repeat(len(features), 1)
-                current, outlook = self.model.advance(current, member, noise, self._moves)
-                bars.append(current)
-                doubts.append(outlook.disagreement)
-                means.append(outlook.mean)
-                variances.append(outlook.variance)
-            # An outlook knows how far the elites are apart where it starts from.
-            doubts.append(self.model.disagreement(current))
-        shape = (len(features), num_scenarios)
-        parts = (torch.stack(part).unflatten(1, shape) for part in (bars, doubts, means, variances))
-        return Scenarios(*parts)
+                current, mean, variance = self.model.draw(current, member, noise)
+                bars.append(current.unflatten(0, shape))
+                means.append(mean[:, self._moves].unflatten(0, shape))
+                variances.append(variance[:, self._moves].unflatten(0, shape))
+                doubts.append(self.model.disagreement(bars[-1].mean(dim=1)))
+        return Scenarios(*map(torch.stack, (bars, doubts, means, variances)))
 
     def _check(self, state: np.ndarray, action_masks: np.ndarray) -> None:
         validate_action_masks(action_masks, num_actions=self.dynamics.num_actions, batch=len(state))
@@ -223,7 +226,7 @@ class ScenarioModel:
 
     def roots(self, state: torch.Tensor) -> ScenarioState:
         """State rows [rows, columns], each in all scenarios."""
-        num_scenarios = self._scenarios.uncertainty.shape[2]
+        num_scenarios = self._scenarios.features.shape[2]
         account = self._dynamics.account_from_state(state, torch.float32)
         spread_out = (column[:, None].expand(-1, num_scenarios) for column in account)
         return ScenarioState(torch.arange(len(state)), 0, Account(*spread_out))
@@ -243,23 +246,32 @@ class ScenarioModel:
         flat = Account(*(column.flatten() for column in state.account))
         after, outcome, reward = self._dynamics.step(flat, action.flatten(), features)
         if self._control_variate:
-            positions = torch.stack((flat.position, outcome.target), dim=1)
-            outlook = (part[state.depth][state.row].flatten(0, 1) for part in self._scenarios[2:])
-            unforeseen = unforeseen_reward(
-                self._dynamics.reward, positions, features[:, self._moves], Forecast(*outlook)
+            expected = (part[state.depth][state.row].flatten(0, 1).unbind(1) for part in self._scenarios[2:])
+            reward = reward - self._control_variate * unforeseen_reward(
+                self._dynamics.reward,
+                (flat.position, outcome.target),
+                features[:, self._moves].unbind(1),
+                *expected,
             )
-            reward = reward - self._control_variate * unforeseen
         account = Account(*(column.reshape(shape) for column in after))
-        doubt = self._scenarios.uncertainty[state.depth][state.row] * account.position.abs()
+        doubt = self._scenarios.uncertainty[state.depth][state.row, None] * account.position.abs()
         following = ScenarioState(state.row, state.depth + 1, account)
         return Transition(following, reward.reshape(shape), account.killed > 0, doubt)
 
     def value(self, state: ScenarioState) -> torch.Tensor:
-        """What the given function expects of every imagined state, [N, S]."""
-        shape = state.account.killed.shape
+        """What the given function expects of the mean of the living scenarios, the same number in all of them: [N, S].
+
+        A value network asked in every scenario of every sequence would cost more than all the rest.
+        """
+        alive = (state.account.killed <= 0).to(torch.float32)
         if self._value is None:
-            return torch.zeros(shape)
-        return self._value(self._state_rows(state)).reshape(shape)
+            return torch.zeros_like(alive)
+        share = alive / alive.sum(dim=1, keepdim=True).clamp(min=1.0)
+        account = Account(*((column * share).sum(dim=1) for column in state.account))
+        features = self._scenarios.features[state.depth - 1][state.row]
+        mean = (features * share[:, :, None]).sum(dim=1)
+        rows = self._dynamics.state_row(mean, account, self._scenarios.uncertainty[state.depth][state.row])
+        return self._value(rows)[:, None].expand_as(alive)
 
     def take(self, state: ScenarioState, index: torch.Tensor) -> ScenarioState:
         """Those rows."""
@@ -268,7 +280,8 @@ class ScenarioModel:
     def _state_rows(self, state: ScenarioState) -> torch.Tensor:
         # [N * S, columns] state rows of imagined bars.
         features = self._scenarios.features[state.depth - 1][state.row].flatten(0, 1)
-        uncertainty = self._scenarios.uncertainty[state.depth][state.row].flatten()
+        scenarios = self._scenarios.features.shape[2]
+        uncertainty = self._scenarios.uncertainty[state.depth][state.row].repeat_interleave(scenarios)
         rows: torch.Tensor = self._dynamics.state_row(
             features, Account(*(column.flatten() for column in state.account)), uncertainty
         )

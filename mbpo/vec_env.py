@@ -222,8 +222,11 @@ class MixedVecEnv(TradingVecEnv):
     def _luck(self, held: np.ndarray, outcome: StepOutcome, features: np.ndarray, forecast: Forecast) -> np.ndarray:
         if not self._control_variate:
             return np.zeros(len(held))
-        positions = np.stack((held, outcome.target), axis=1)
-        luck = unforeseen_reward(self.dynamics.reward, positions, features[:, self._moves], forecast)
+        moves = features[:, self._moves]
+        mean, variance = (tuple(part.T) for part in forecast)
+        luck: np.ndarray = unforeseen_reward(
+            self.dynamics.reward, (held, outcome.target), tuple(moves.T), mean, variance
+        )
         return self._control_variate * luck
 
     def _advance_imagined(self, now: _Branches, actions: np.ndarray) -> BatchStep:

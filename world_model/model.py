@@ -238,6 +238,11 @@ class MarketModel(nn.Module):
         Returns: [B, M].
         Raises: ValueError on an empty batch, a wrong shape, or a member that is no elite.
         """
+        return self.draw(features, member, noise)[0]
+
+    @torch.no_grad()
+    def draw(self, features: Tensor, member: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`sample_next` with the mean and variance of what was drawn from, each [B, M], before the clamp."""
         features = self._checked_draw(features, member, noise)
         low, high = self.support_low, self.support_high
         noise = self._innovation(noise)
@@ -245,7 +250,7 @@ class MarketModel(nn.Module):
         inputs = torch.clamp(features, low, high).sub_(self.input_normaliser.mean).div_(self.input_normaliser.std)
         found = self._in_deltas(features, *self.network.rowwise(inputs, member))
         mean, var = self._raw_units(self.baseline(features), *found)
-        return torch.addcmul(mean, var.sqrt_(), noise).clamp_(low, high)
+        return torch.addcmul(mean, var.sqrt(), noise).clamp_(low, high), mean, var
 
     @torch.no_grad()
     def advance(

@@ -16,16 +16,20 @@ def forecast(rows: int) -> Forecast:
     return Forecast(np.tile([0.001, -0.002], (rows, 1)), np.tile([0.004**2, 0.01**2], (rows, 1)))
 
 
+def luck_of(positions: np.ndarray, moves: np.ndarray, expected: Forecast) -> np.ndarray:
+    return unforeseen_reward(REWARD, *(tuple(part.T) for part in (positions, moves, *expected)))
+
+
 def test_luck_by_hand() -> None:
     # Half a position overnight, a full one by day: E r = 0.0005 - 0.002, surprise 0.5 * 0.002 + 0.012.
-    luck = unforeseen_reward(REWARD, np.array([[0.5, 1.0]]), np.array([[0.003, 0.01]]), forecast(1))
+    luck = luck_of(np.array([[0.5, 1.0]]), np.array([[0.003, 0.01]]), forecast(1))
     variance = 0.25 * 0.004**2 + 0.01**2
     utility = 0.013 * (1 + 5.0 * 0.0015) - 2.5 * (0.013**2 - variance)
     assert luck.tolist() == pytest.approx([200.0 * utility])
 
 
 def test_a_flat_account_has_no_luck() -> None:
-    assert unforeseen_reward(REWARD, np.zeros((1, 2)), np.array([[0.1, -0.2]]), forecast(1)).tolist() == [0.0]
+    assert luck_of(np.zeros((1, 2)), np.array([[0.1, -0.2]]), forecast(1)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("action", [0, 3, 6])
@@ -39,7 +43,7 @@ def test_rewards_keep_their_mean_and_lose_nearly_all_their_variance(action: int)
     features = np.column_stack((moves, np.full(rows, 0.1), np.zeros(rows)))
     start = account._replace(position=np.full(rows, 0.25))
     _, outcome, reward = dynamics.step(start, np.full(rows, action), features)
-    luck = unforeseen_reward(REWARD, np.stack((start.position, outcome.target), axis=1), moves, expected)
+    luck = luck_of(np.stack((start.position, outcome.target), axis=1), moves, expected)
     error = luck.std() / np.sqrt(rows)
     assert abs(luck.mean()) < 4 * error
     # What is left is second order in the move.
