@@ -2,9 +2,10 @@
 
 The whole tree of A + A^2 + ... + A^H sequences is laid out densely, every node in every scenario, because a graph
 cannot branch on what a mask says: a forbidden action's numbers are computed and count as -inf. Account step, rules and
-reward are the functions everything else calls (`envs.account`, `masking`, `envs.reward`), on arrays [B, S, N, A].
+reward are the functions everything else calls (`envs.account`, `masking`, `envs.reward`), on arrays [B, N, A, S]:
+scenarios lie side by side in memory, and what does not depend on the action is computed once for all of them.
 
-Letters: B batch, S scenarios, N nodes of a depth, A actions, H horizon, M features.
+Letters: B batch, N nodes of a depth, A actions, S scenarios, H horizon, M features, E elites.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from data import Scaler
-from envs import Account, TradingDynamics
+from envs import DATA_AGE, UNCERTAINTY_FIELD, Account
 from envs.account import account_step
 from envs.reward import reward_function
 from export.errors import ExportError
 from export.graphs import PolicyGraph
 from masking import HOLD
 from mbpo.control_variate import unforeseen_reward
-from mbpo.planning import PlannerPolicy, Scenarios
+from mbpo.planning import PlannerPolicy
 from planner import Exhaustive
 from world_model.volatility import BAR_MOVES
 
@@ -45,11 +45,21 @@ class PlannerOutputs(NamedTuple):
     """bool [B]: no plan, so it holds."""
 
 
+class _Bar(NamedTuple):
+    # One imagined bar of every scenario.
+    features: Tensor  # [B, M, S]
+    uncertainty: Tensor  # [B], at the mean of the scenarios
+    mean: Tensor  # [B, 2, S], expected gap and intraday return
+    variance: Tensor  # [B, 2, S]
+
+
 class PlannerGraph(nn.Module):
     """`state` float32 [B, S] raw, `caller_masks` bool [B, A], `seed` int64 [B] -> `PlannerOutputs`.
 
     `seed` picks one of the noise tables in the file, modulo their number: equal inputs, equal plans.
     """
+
+    innovations: Tensor
 
     def __init__(self, policy: PlannerPolicy, value: PolicyGraph | None, *, noise_tables: int = 1) -> None:
         """Copy what plans.
@@ -58,57 +68,58 @@ class PlannerGraph(nn.Module):
         Raises: ExportError if the policy searches otherwise or has another value policy.
         """
         super().__init__()
-        if not isinstance(policy.search, Exhaustive) or policy.search.particles != "all":
-            raise ExportError(f"search: expected an exhaustive one over particles 'all', was {policy.search}")
+        search = policy.search
+        if not isinstance(search, Exhaustive) or search.particles != "all" or search.objective.tail < 1.0:
+            raise ExportError(f"search: expected an exhaustive one of the mean over particles 'all', was {search}")
         if (policy.value is None) != (value is None):
             raise ExportError("value: expected the graph of the planner's value policy, was one without the other")
-        self.dynamics, self.search, self.control_variate = policy.dynamics, policy.search, policy.config.control_variate
+        self.dynamics, self.horizon = policy.dynamics, search.horizon
+        self.discount, self.penalty = search.objective.discount, search.objective.uncertainty_penalty
+        self.control_variate, self.value = policy.config.control_variate, value
         self.model = copy.deepcopy(policy.model)
-        self.value = value
-        tables = policy.noise_tables(noise_tables)
-        self.register_buffer("noise", self.model._innovation(tables.flatten(0, 2)).reshape(tables.shape))
+        self.register_buffer("innovations", self.model.innovation(policy.noise_tables(noise_tables)))
         # Which scenarios each elite is asked about at each depth, filled up to equally many, and the way back.
         elites = torch.tensor(self.model.elites)
-        most = int((policy.members[:, :, None] == elites).sum(dim=1).max())
-        self.deal = (len(elites), most)
-        self.places, self.back = [], []
+        self.most = int((policy.members[:, :, None] == elites).sum(dim=1).max())
+        self.places: list[Tensor] = []
+        self.back: list[Tensor] = []
         for depth, members in enumerate(policy.members):
-            groups = [(members == elite).nonzero()[:, 0].tolist() for elite in elites]
-            self.places.append(torch.tensor([[*group, *[0] * (most - len(group))] for group in groups]).flatten())
-            place = {scenario: row * most + rank for row, group in enumerate(groups) for rank, scenario in enumerate(group)}
-            asked = [place[scenario] if depth else place[scenario] // most for scenario in range(len(members))]
-            self.back.append(torch.tensor(asked))
+            groups = [(members == elite).nonzero()[:, 0] for elite in elites]
+            self.places.append(torch.cat([torch.cat((one, one.new_zeros(self.most - len(one)))) for one in groups]))
+            place = torch.empty_like(members)
+            for row, group in enumerate(groups):
+                place[group] = row * self.most + torch.arange(len(group))
+            self.back.append(place if depth else place // self.most)
         self.moves = [self.dynamics.feature_names.index(name) for name in BAR_MOVES]
 
     def forward(self, state: Tensor, caller_masks: Tensor, seed: Tensor) -> PlannerOutputs:
         """See the class."""
-        dynamics, size, horizon = self.dynamics, self.dynamics.num_actions, self.search.horizon
-        scenarios = self.imagine(state[:, : len(dynamics.feature_names)], seed)
+        dynamics, size, horizon = self.dynamics, self.dynamics.num_actions, self.horizon
+        actions = torch.arange(size)
         allowed = dynamics.action_masks(state) & caller_masks
         some = allowed.any(dim=1, keepdim=True)
-        actions = torch.arange(size)
         masks = allowed | (~some & (actions == HOLD))
+        root_doubt, bars = self.imagine(state[:, : len(dynamics.feature_names)], seed)
 
-        account = Account(*(column[:, None, None, None] for column in dynamics.account_from_state(state, torch.float32)))
-        alive: Tensor | None = None
-        permitted, worth = masks, torch.zeros(())
-        for depth in range(horizon):
-            if depth:
-                permitted = (permitted[:, :, None] & self.masks(account, alive, scenarios, depth)).flatten(1)
-                worth = worth[:, :, None]
-            account, reward = self.step(account, actions[:, None], scenarios, depth)
-            earned = reward if alive is None else torch.where(alive, reward, 0.0)
-            worth = worth + self.search.objective.discount**depth * earned.mean(dim=3)
-            living = account.killed <= 0
-            alive = living if alive is None else alive & living
-            # Nodes and actions of this depth are the nodes of the next: [B, N, A, S] to [B, N * A, 1, S].
-            worth = worth.flatten(1)
-            account, alive = Account(*map(_unfold, account)), _unfold(alive)
+        start = dynamics.account_from_state(state, torch.float32)
+        account, reward = self.step(Account(*(column[:, None, None, None] for column in start)), actions, bars[0])
+        worth = self.charged(reward, account, root_doubt).mean(dim=3).flatten(1)
+        permitted, alive = masks, _unfold(account.killed <= 0)
+        account = Account(*map(_unfold, account))
+        for depth in range(1, horizon):
+            before = bars[depth - 1]
+            permitted = (permitted[:, :, None] & self.masks(account, alive, before)).flatten(1)
+            account, reward = self.step(account, actions, bars[depth])
+            earned = torch.where(alive, self.charged(reward, account, before.uncertainty), 0.0)
+            worth = (worth[:, :, None] + self.discount**depth * earned.mean(dim=3)).flatten(1)
+            # Nodes and actions of this depth are the nodes of the next.
+            alive = _unfold(alive & (account.killed <= 0))
+            account = Account(*map(_unfold, account))
         if self.value is not None:
-            worth = worth + self.search.objective.discount**horizon * self.leaf_value(account, alive, scenarios)
-        usable = permitted & (worth.abs() < torch.inf)
-        worth = torch.where(usable, worth, -torch.inf).reshape(-1, size, size ** (horizon - 1))
-        action_values, rest = worth.max(dim=2)
+            worth = worth + self.discount**horizon * self.future(self.value, account, alive, bars[-1])
+
+        worth = torch.where(permitted & (worth.abs() < torch.inf), worth, -torch.inf)
+        action_values, rest = worth.reshape(-1, size, size ** (horizon - 1)).max(dim=2)
         value = action_values.amax(dim=1, keepdim=True)
         finite = (state.abs() < torch.inf).all(dim=1, keepdim=True)
         decided = some & finite & (value > -torch.inf)
@@ -117,85 +128,91 @@ class PlannerGraph(nn.Module):
         if self.value is not None:
             preferred = self.value(state, caller_masks)[0][:, None] == actions
             first = first + (tied & preferred).to(torch.float32)
-        action = torch.where(decided[:, 0], first.argmax(dim=1), HOLD)
+        action = first.argmax(dim=1)
         code = action[:, None] * size ** (horizon - 1) + rest.gather(1, action[:, None])
         places = torch.tensor([size**place for place in reversed(range(horizon))])
-        sequence = torch.where(decided, code // places % size, HOLD)
-        sure = torch.where(decided, value, 0.0)[:, 0]
-        return PlannerOutputs(action, sure, action_values, sequence, masks, ~decided[:, 0])
+        return PlannerOutputs(
+            torch.where(decided[:, 0], action, HOLD),
+            torch.where(decided, value, 0.0)[:, 0],
+            action_values,
+            torch.where(decided, code // places % size, HOLD),
+            masks,
+            ~decided[:, 0],
+        )
 
-    def step(self, account: Account, actions: Tensor, scenarios: Scenarios, depth: int) -> tuple[Account, Tensor]:
-        """One bar of every node, action and scenario. Args: account [B, N, 1, S]; actions [A, 1]."""
-        dynamics, bar = self.dynamics, scenarios.features[depth]
-        gap, move = (bar[:, place, None, None] for place in self.moves)
+    def step(self, account: Account, actions: Tensor, bar: _Bar) -> tuple[Account, Tensor]:
+        """One bar: account [B, N, 1, S] and actions [A] to account and reward [B, N, A, S]."""
+        dynamics = self.dynamics
+        gap, move = (bar.features[:, place, None, None] for place in self.moves)
         spread = None
         if dynamics.account_rules.spread_share:
-            spread = bar[:, dynamics.feature_names.index("spread"), None, None]
-        after, outcome = account_step(account, actions, gap, move, dynamics.account_rules, spread)
-        reward = reward_function(dynamics.reward.name)(outcome, dynamics.reward)
+            spread = bar.features[:, dynamics.feature_names.index("spread"), None, None]
+        after, outcome = account_step(account, actions[:, None], gap, move, dynamics.account_rules, spread)
+        reward: Tensor = reward_function(dynamics.reward.name)(outcome, dynamics.reward)
         if self.control_variate:
-            mean, variance = (
-                (part[depth][:, 0, None, None], part[depth][:, 1, None, None])
-                for part in (scenarios.mean, scenarios.variance)
-            )
+            mean, variance = ((part[:, 0, None, None], part[:, 1, None, None]) for part in (bar.mean, bar.variance))
             positions = (account.position, outcome.target)
             luck = unforeseen_reward(dynamics.reward, positions, (gap, move), mean, variance)
             reward = reward - self.control_variate * luck
         return after, reward
 
-    def masks(self, account: Account, alive: Tensor, scenarios: Scenarios, depth: int) -> Tensor:
-        """What every living scenario allows: bool [B, N, A]. Args: account, alive [B, N, 1, S], after `depth` bars."""
-        dynamics, (nodes, size) = self.dynamics, (alive.shape[1], alive.shape[3])
-        columns, names = dynamics.account_columns(account), dynamics.feature_names
-        for name in dynamics.rule_set.fields:
-            if name in names:
-                columns[name] = scenarios.features[depth - 1][:, names.index(name), None, None]
-        columns["model_uncertainty"] = scenarios.uncertainty[depth][:, None, None, None]
-        columns["data_age"] = 0.0 * account.position  # of the batch without asking for its size
-        ones = torch.ones(1, nodes, 1, size)
-        flat = {name: (columns[name] * ones).reshape(-1) for name in dynamics.rule_set.fields}
-        masks = dynamics.rule_set.by_action(flat).reshape(dynamics.num_actions, -1, nodes, size)
-        return (masks | ~alive[:, :, 0]).all(dim=3).permute(1, 2, 0)
+    def charged(self, reward: Tensor, account: Account, doubt: Tensor) -> Tensor:
+        """Reward less the charge for uncertainty. Args: doubt [B], disagreement before the bar."""
+        if not self.penalty:
+            return reward
+        return reward - self.penalty * doubt[:, None, None, None] * account.position.abs()
 
-    def leaf_value(self, account: Account, alive: Tensor, scenarios: Scenarios) -> Tensor:
-        """Value of the mean of the living scenarios after the last bar: [B, N]."""
-        assert self.value is not None
+    def masks(self, account: Account, alive: Tensor, bar: _Bar) -> Tensor:
+        """What every living scenario allows after a bar: bool [B, N, A]. Args: account, alive [B, N, 1, S]."""
+        dynamics, (nodes, scenarios) = self.dynamics, (alive.shape[1], alive.shape[3])
+        columns = dynamics.account_columns(account)
+        for place, name in enumerate(dynamics.feature_names):
+            if name in dynamics.rule_set.fields:
+                columns[name] = bar.features[:, place, None, None]
+        columns[UNCERTAINTY_FIELD.name] = bar.uncertainty[:, None, None, None]
+        columns[DATA_AGE] = 0.0 * account.position  # of the batch, without asking for its size
+        ones = torch.ones(1, nodes, 1, scenarios)
+        flat = {name: (columns[name] * ones).reshape(-1) for name in dynamics.rule_set.fields}
+        masks: Tensor = dynamics.rule_set.by_action(flat).reshape(dynamics.num_actions, -1, nodes, scenarios)
+        common: Tensor = (masks | ~alive[:, :, 0]).all(dim=3)
+        return common.permute(1, 2, 0)
+
+    def future(self, value: PolicyGraph, account: Account, alive: Tensor, bar: _Bar) -> Tensor:
+        """Value of the mean of the living scenarios after the last bar, times their share: [B, N]."""
         living = alive[:, :, 0].to(torch.float32)
         share = living / living.sum(dim=2, keepdim=True).clamp(min=1.0)
         mean = Account(*((column[:, :, 0] * share).sum(dim=2).reshape(-1) for column in account))
-        features = torch.matmul(share, scenarios.features[-1].transpose(1, 2)).flatten(0, 1)
-        doubt = (scenarios.uncertainty[-1][:, None] * torch.ones(1, share.shape[1])).reshape(-1)
-        value = self.value.values(self.dynamics.state_row(features, mean, doubt)).reshape(-1, share.shape[1])
-        # Where nobody lives there is no future.
-        return torch.where(alive.any(dim=3)[:, :, 0], value, 0.0)
+        features = torch.matmul(share, bar.features.transpose(1, 2)).flatten(0, 1)
+        doubt = (bar.uncertainty[:, None] * torch.ones(1, share.shape[1])).reshape(-1)
+        worth = value.values(self.dynamics.state_row(features, mean, doubt)).reshape(-1, share.shape[1])
+        left = living.mean(dim=2)
+        # The mean of nobody is no account; what it would be worth is no number.
+        return torch.where(left > 0, worth * left, 0.0)
 
-    def imagine(self, features: Tensor, seed: Tensor) -> Scenarios:
+    def imagine(self, features: Tensor, seed: Tensor) -> tuple[Tensor, list[_Bar]]:
         """Market futures as `PlannerPolicy.imagine` draws them, with the noise of the seeds.
 
-        Returns: lists instead of a leading H: features [B, M, S]; uncertainty [B], of the row itself first; mean and
-            variance [B, 2, S].
+        Returns: disagreement [B] at the rows themselves, and the bars.
         """
-        model, size = self.model, len(self.dynamics.feature_names)
-        noise = self.noise[seed.remainder(self.noise.shape[0])]
-        bars, means, variances, rows = [], [], [], [features]
-        current = features
+        model, elites, size = self.model, len(self.model.elites), len(self.dynamics.feature_names)
+        innovations = self.innovations[seed.remainder(self.innovations.shape[0])]
+        found, rows, current = [], [features], features
         for depth, (places, back) in enumerate(zip(self.places, self.back, strict=True)):
             if depth == 0:
                 # All scenarios still stand on one row: each elite is asked once.
-                asked = [part.transpose(0, 1)[:, back] for part in model.predict(current, model.elites)]
+                answers = [part.transpose(0, 1) for part in model.predict(current, model.elites)]
             else:
-                # [B, S, M] to [E, B * n, M]: every elite its own scenarios.
-                own = current[:, places].reshape(-1, *self.deal, size).transpose(0, 1).flatten(1, 2)
-                answers = (part.reshape(self.deal[0], -1, self.deal[1], size) for part in model.predict(own, model.elites))
-                asked = [part.transpose(0, 1).flatten(1, 2)[:, back] for part in answers]
-            mean, var = asked
-            current = model.clamp(mean + var.sqrt() * noise[:, depth])
-            bars.append(current.transpose(1, 2))
-            means.append(mean[:, :, self.moves].transpose(1, 2))
-            variances.append(var[:, :, self.moves].transpose(1, 2))
+                # [B, S, M] to [E, B * most, M]: every elite its own scenarios.
+                own = current[:, places].reshape(-1, elites, self.most, size).transpose(0, 1).flatten(1, 2)
+                shaped = (part.reshape(elites, -1, self.most, size) for part in model.predict(own, model.elites))
+                answers = [part.transpose(0, 1).flatten(1, 2) for part in shaped]
+            mean, var = (part[:, back] for part in answers)
+            current = model.clamp(mean + var.sqrt() * innovations[:, depth])
+            found.append((current.transpose(1, 2), *(part[:, :, self.moves].transpose(1, 2) for part in (mean, var))))
             rows.append(current.mean(dim=1))
-        doubt = model.disagreement(torch.stack(rows, dim=1).flatten(0, 1)).reshape(-1, len(rows))
-        return Scenarios(bars, doubt.unbind(1), means, variances)  # type: ignore[arg-type]
+        doubts = model.disagreement(torch.stack(rows, dim=1).flatten(0, 1)).reshape(-1, len(rows))
+        bars = [_Bar(bar, doubts[:, depth], mean, var) for depth, (bar, mean, var) in enumerate(found, start=1)]
+        return doubts[:, 0], bars
 
 
 def _unfold(column: Tensor) -> Tensor:

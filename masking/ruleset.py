@@ -257,7 +257,7 @@ def _verdict(name: str, rule: Rule, view: StateView, is_hold: Any, axis: int = 1
     # A 0/1 verdict would turn the masks into integers, and a flat [B] one would be read as one verdict per action.
     allowed, full = rule(view), view["target_position"].shape
     every = (full[0], 1) if axis == 1 else (1, full[1])
-    if allowed.dtype != is_hold.dtype or (allowed.shape != full and allowed.shape != every):
+    if allowed.dtype != is_hold.dtype or allowed.shape not in (full, every):
         raise RuleError(f"rule {name!r}: expected bool [B, 1] or [B, A], was {allowed.dtype} {list(allowed.shape)}")
     return allowed
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from configs.schema import RewardConfig
 
-
 Pair = tuple[Any, Any]
 """Of the gap and of the move from open to close: arrays of any namespace that broadcast to [B]."""
 

@@ -15,7 +15,7 @@ import torch
 
 from configs.schema import PlannerConfig
 from envs import Account, TradingDynamics
-from masking import refuse_broken_rows, validate_action_masks
+from masking import HOLD, refuse_broken_rows, validate_action_masks
 from mbpo.control_variate import unforeseen_reward
 from mbpo.policy import TorchPolicy
 from planner import CEM, Exhaustive, Objective, Plan, RandomShooting, Transition, auto_search
@@ -110,7 +110,8 @@ class PlannerPolicy:
     def noise_tables(self, count: int) -> torch.Tensor:
         """[count, H, S, M]: the noise of this planner, and others drawn after it; the same whenever asked."""
         generator = self._generator.clone_state()
-        others = [_antithetic_noise(*self.noise.shape, generator) for _ in range(count - 1)]
+        horizon, scenarios, features = self.noise.shape
+        others = [_antithetic_noise(horizon, scenarios, features, generator) for _ in range(count - 1)]
         return torch.stack([self.noise, *others])
 
     def imagined(self, state: np.ndarray, action_masks: np.ndarray) -> tuple[ScenarioModel, ScenarioState]:
@@ -137,9 +138,9 @@ class PlannerPolicy:
                 member = self.members[depth].repeat(len(features))
                 noise = self.noise[depth].repeat(len(features), 1)
                 current, mean, variance = self.model.draw(current, member, noise)
-                bars.append(current.unflatten(0, shape))
-                means.append(mean[:, self._moves].unflatten(0, shape))
-                variances.append(variance[:, self._moves].unflatten(0, shape))
+                bars.append(current.reshape(*shape, -1))
+                means.append(mean[:, self._moves].reshape(*shape, -1))
+                variances.append(variance[:, self._moves].reshape(*shape, -1))
                 doubts.append(self.model.disagreement(bars[-1].mean(dim=1)))
         return Scenarios(*map(torch.stack, (bars, doubts, means, variances)))
 
@@ -180,7 +181,7 @@ def make_search(config: PlannerConfig, num_actions: int, gamma: float) -> Exhaus
         )
     if config.search == "random_shooting":
         return RandomShooting(horizon=config.horizon, candidates=config.candidates, **common)
-    found = Exhaustive(horizon=config.horizon, **common)
+    found: Exhaustive | CEM = Exhaustive(horizon=config.horizon, **common)
     if config.search == "auto":
         found = auto_search(
             num_actions, config.horizon, max_nodes=config.max_nodes, iterations=config.iterations, **common
@@ -210,6 +211,8 @@ class ScenarioModel:
         value: of state rows [B, S] at the end, [B]; None is zero.
         control_variate: share of the unforeseen part of a bar's return taken out of the rewards.
     """
+
+    safe_action: int | None = HOLD
 
     def __init__(
         self,
@@ -246,13 +249,11 @@ class ScenarioModel:
         flat = Account(*(column.flatten() for column in state.account))
         after, outcome, reward = self._dynamics.step(flat, action.flatten(), features)
         if self._control_variate:
-            expected = (part[state.depth][state.row].flatten(0, 1).unbind(1) for part in self._scenarios[2:])
-            reward = reward - self._control_variate * unforeseen_reward(
-                self._dynamics.reward,
-                (flat.position, outcome.target),
-                features[:, self._moves].unbind(1),
-                *expected,
-            )
+            expected = (part[state.depth][state.row].flatten(0, 1) for part in self._scenarios[2:])
+            moves, mean, variance = ((part[:, 0], part[:, 1]) for part in (features[:, self._moves], *expected))
+            positions = (flat.position, outcome.target)
+            luck = unforeseen_reward(self._dynamics.reward, positions, moves, mean, variance)
+            reward = reward - self._control_variate * luck
         account = Account(*(column.reshape(shape) for column in after))
         doubt = self._scenarios.uncertainty[state.depth][state.row, None] * account.position.abs()
         following = ScenarioState(state.row, state.depth + 1, account)

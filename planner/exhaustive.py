@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from masking import HOLD
 from planner.objective import Objective
 from planner.paths import Imagination, Particles, Paths
 from planner.plan import Plan
@@ -28,8 +28,8 @@ class Exhaustive:
     """Walks the whole tree of valid sequences; exact, without chance.
 
     A sequence that terminates in all its particles ends there. Equal values go to the lowest actions, Hold first. A NaN
-    or infinite number makes every sequence through it worth -inf, at any discount; a row with nothing else holds and
-    sets `fallback`.
+    or infinite number makes every sequence through it worth -inf, at any discount; a row with nothing else sets
+    `fallback`.
     """
 
     horizon: int = 3
@@ -57,7 +57,7 @@ class Exhaustive:
         Args: model; state of N rows, none terminated; deadline: of `clock`, seconds: when it has passed, the depth that
             was reached counts as the horizon; at least one step is always looked ahead.
         Raises: ValueError for a tensor of wrong shape or dtype, a joint model, or a tree beyond `max_nodes`;
-            InvalidMaskError (a ValueError) for masks that are not bool [N, P, A] with Hold valid.
+            InvalidMaskError (a ValueError) for masks that are not bool [N, P, A] with the safe action valid.
         """
         imagination = Imagination(model, self.objective, self.particles)
         if imagination.joint:
@@ -70,7 +70,7 @@ class Exhaustive:
             self._check_budget(num_rows, num_actions)
             tree = _Tree(imagination, self.horizon, num_rows, num_actions, masks.device)
             complete = tree.grow(imagination.begin(state, masks), masks, deadline, clock)
-            return tree.harvest(complete=complete)
+            return tree.harvest(masks.all(dim=1), complete=complete)
 
     def _check_budget(self, num_rows: int, num_actions: int) -> None:
         nodes, width = 0, num_rows
@@ -92,7 +92,7 @@ class _Tree:
         self, imagination: Imagination, horizon: int, num_rows: int, num_actions: int, device: torch.device
     ) -> None:
         self.imagination, self.horizon, self.num_rows, self.num_actions = imagination, horizon, num_rows, num_actions
-        self.leaves: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = []
+        self.leaves: list[tuple[Any, ...]] = []
         self.non_finite = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.nodes = 0
 
@@ -123,11 +123,9 @@ class _Tree:
         self._collect(row, code, depth + 1, imagination.score(imagination.end(paths, depth + 1)))
         return depth + 1 == self.horizon
 
-    def harvest(self, *, complete: bool) -> Plan:
-        """The best leaf of each row."""
-        row = torch.cat([leaf[0] for leaf in self.leaves])
-        code = torch.cat([leaf[1] for leaf in self.leaves])
-        score = torch.cat([leaf[2] for leaf in self.leaves])
+    def harvest(self, root_masks: torch.Tensor, *, complete: bool) -> Plan:
+        """The best leaf of each row. Args: root_masks [N, A]."""
+        row, code, score = (torch.cat([leaf[part] for leaf in self.leaves]) for part in range(3))
         length = torch.cat([torch.full_like(leaf[0], leaf[3]) for leaf in self.leaves])
         rows, actions = self.num_rows, self.num_actions
         first = code // actions ** (self.horizon - 1)
@@ -142,7 +140,10 @@ class _Tree:
         steps = torch.zeros_like(best)
         chosen = tied & (code == best[row])
         steps[row[chosen]] = length[chosen]
-        sequence = _digits(torch.where(fallback, HOLD, best), actions, self.horizon)
+        sequence = _digits(torch.where(fallback, 0, best), actions, self.horizon)
+        safe = self.imagination.safe_action
+        lowest = root_masks.to(torch.uint8).argmax(dim=1)
+        sequence[:, 0] = torch.where(fallback, lowest if safe is None else safe[0], sequence[:, 0])
         return Plan(
             action=sequence[:, 0].clone(),
             value=value,

@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from masking import HOLD, InvalidMaskError, validate_action_masks
+from masking import InvalidMaskError, validate_action_masks
 from planner.objective import Objective
 from planner.protocol import ActionWalk, JointPlanningModel, PlanningModel
 
 Particles = Literal["all", "each"]
 """When an action of a sequence is valid. "all": where every living particle allows it. "each": where one does; the
-particles that forbid it hold, so that a sequence is a plan with a way out instead of blind steps."""
+particles that forbid it take the safe action, so that a sequence is a plan with a way out instead of blind steps."""
 PARTICLES: tuple[Particles, ...] = ("all", "each")
 
 AnyModel = PlanningModel[Any] | JointPlanningModel[Any]
@@ -48,6 +48,8 @@ class Imagination:
             raise ValueError(f"particles: expected one of {list(PARTICLES)}, was {self.particles!r}")
         if self.particles == "each" and self.joint:
             raise ValueError("particles: expected 'all' for joint actions, was 'each'")
+        if self.particles == "each" and self.safe_action is None:
+            raise ValueError("particles: expected 'all' for a model without a safe action, was 'each'")
 
     @property
     def joint(self) -> bool:
@@ -55,9 +57,12 @@ class Imagination:
         return hasattr(self.model, "walk")
 
     @property
-    def hold(self) -> tuple[int, ...]:
+    def safe_action(self) -> tuple[int, ...] | None:
         """The action that is always valid, one number per dimension."""
-        return tuple(self.model.hold) if self.joint else (HOLD,)  # type: ignore[union-attr]
+        if self.joint:
+            return tuple(self.model.hold)  # type: ignore[union-attr]
+        safe = self.model.safe_action  # type: ignore[union-attr]
+        return None if safe is None else (safe,)
 
     def begin(self, state: Any, masks: torch.Tensor) -> Paths:
         """Paths of no step yet. Args: masks: any bool [N, P, ...] of the state, for its size."""
@@ -87,24 +92,35 @@ class Imagination:
             if alive.shape != masks.shape[:2]:
                 raise InvalidMaskError(f"action_masks: expected {[*alive.shape, size]}, was {[*masks.shape]}")
             masks = masks | ~alive[:, :, None]
-        safe = None if self.joint else HOLD
+        safe = None if self.joint or self.safe_action is None else self.safe_action[0]
         validate_action_masks(masks.flatten(0, 1), num_actions=size, safe_action=safe)
         return masks
 
     def permitted(self, masks: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
-        """Which actions a path may take next: `checked` masks [N, P, A] to bool [N, A]."""
+        """Which actions a path may take next, none where its particles agree on none.
+
+        Args: masks: `checked`, [N, P, A].
+        Returns: bool [N, A].
+        """
         if self.particles == "all":
             return masks.all(dim=1)
-        some = (masks & alive[:, :, None]).any(dim=1)
-        some[:, HOLD] = True
-        return some
+        ended = ~alive.any(dim=1, keepdim=True)
+        return (masks & alive[:, :, None]).any(dim=1) | ended
 
     def executed(self, masks: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """What each particle does when the path takes an action: `checked` masks, int64 [N] to [N, P]."""
+        """What each particle does when the path takes an action: `checked` masks, int64 [N] to [N, P].
+
+        A particle that forbids the action takes the safe one; where there is none, as in a path that has come to its
+        end without a common action, the lowest valid one.
+        """
         wish = action[:, None].expand(masks.shape[:2])
-        if self.particles == "all":
+        if self.safe_action is None:
+            instead = masks.to(torch.uint8).argmax(dim=2)
+        elif self.particles == "all":
             return wish
-        return torch.where(masks.gather(2, wish[:, :, None])[:, :, 0], wish, HOLD)
+        else:
+            instead = torch.full_like(wish, self.safe_action[0])
+        return torch.where(masks.gather(2, wish[:, :, None])[:, :, 0], wish, instead)
 
     def advance(self, paths: Paths, action: torch.Tensor, depth: int) -> Paths:
         """One step of every particle.

@@ -19,14 +19,14 @@ class Plan:
     value: torch.Tensor
     """Value of the best sequence by the objective, [N]; -inf in a fallback row."""
     sequence: torch.Tensor
-    """Best sequence, int64 [N, H] or [N, H, K]; Hold from column `length` on."""
+    """Best sequence, int64 [N, H] or [N, H, K]; the safe action, or 0, from column `length` on."""
     length: torch.Tensor
     """Planned steps, int64 [N]: H, fewer where the best sequence terminates or time ran out, 0 in a fallback row."""
     action_values: torch.Tensor | None
     """Value of the best sequence found that begins with each action, [N, A]; -inf where masked, never finite or never
     tried; None for joint actions."""
     fallback: torch.Tensor
-    """bool [N]: no sequence has a finite value, so the row holds."""
+    """bool [N]: no sequence has a finite value; the action is the safe one, or the lowest valid one where none is."""
     non_finite: torch.Tensor
     """Sequences, or their common beginnings, that a NaN or infinite number made worth -inf, int64 [N]."""
     nodes: int

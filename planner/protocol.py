@@ -26,7 +26,7 @@ class Transition(NamedTuple, Generic[StateT]):
 
 
 class PlanningModel(Protocol[StateT]):
-    """A model of a batch of independent rows under one discrete action, Hold first.
+    """A model of a batch of independent rows under one discrete action.
 
     A row is one decision to be imagined in P particles at once: members of an ensemble, scenarios, draws of noise; one
     where the model is exact. All methods are pure: they never write to the state they receive, and row i of a result
@@ -34,8 +34,11 @@ class PlanningModel(Protocol[StateT]):
     decision, so that sequences are compared on the same futures. All tensors live on one device.
     """
 
+    safe_action: int | None
+    """The action that is valid in every state, Hold in trading; None where there is none."""
+
     def action_masks(self, state: StateT) -> torch.Tensor:
-        """Masks of every imagined state: bool [N, P, A], True = valid, Hold always; the same P and A always."""
+        """Masks of every imagined state: bool [N, P, A], True = valid, one each at least; the same P and A always."""
         ...
 
     def step(self, state: StateT, action: torch.Tensor) -> Transition[StateT]:

@@ -31,7 +31,8 @@ class CEM:
 
     Each step and dimension has a distribution of its own, renormalised on the mask of the state a candidate has reached
     before a choice is drawn. After each iteration the distributions move to the frequencies of the best candidates,
-    among which the best ever seen always is. Candidate 0 holds throughout; candidate 1 is the rest of an earlier plan.
+    among which the best ever seen always is. Candidate 0 takes the safe action throughout, where there is one, and
+    candidate 1 is the rest of an earlier plan.
     """
 
     horizon: int = 3
@@ -193,8 +194,12 @@ class _Sampler:
     ) -> None:
         self.imagination, self.horizon, self.candidates = imagination, horizon, candidates
         self.num_rows, self.num_actions = masks.shape[0], masks.shape[2]
-        self.hold = torch.tensor(imagination.hold, device=masks.device)
-        self.dimensions = len(self.hold)
+        safe = imagination.safe_action
+        self.dimensions = 1 if safe is None else len(safe)
+        self.filler = torch.tensor((0,) if safe is None else safe, device=masks.device)
+        # What a row does that has no plan, [N, K].
+        lowest = masks.all(dim=1).to(torch.uint8).argmax(dim=1)[:, None]
+        self.fallback = lowest if safe is None else self.filler.expand(self.num_rows, -1)
         # Every row C times, candidate after candidate.
         self.index = torch.arange(self.num_rows, device=masks.device).repeat_interleave(candidates)
         self.roots = imagination.take(imagination.begin(state, masks), self.index)
@@ -205,7 +210,8 @@ class _Sampler:
         shape = (self.num_rows, self.horizon, self.dimensions)
         weights = torch.full((*shape, self.num_actions), 1.0 / self.num_actions, device=self.index.device)
         proposals = torch.full((self.num_rows, self.candidates, *shape[1:]), NO_PROPOSAL, device=self.index.device)
-        proposals[:, 0] = self.hold
+        if self.imagination.safe_action is not None:
+            proposals[:, 0] = self.filler
         if previous is not None:
             earlier = previous if self.imagination.joint else previous[..., None]
             if tuple(earlier.shape) != shape or earlier.dtype != torch.int64:
@@ -228,6 +234,7 @@ class _Sampler:
             for dimension in range(self.dimensions):
                 masks = imagination.checked(walk.action_masks(dimension), paths.alive, self.num_actions)
                 allowed = imagination.permitted(masks, paths.alive)
+                paths = paths._replace(lost=paths.lost | ~allowed.any(dim=1))
                 likely = (weights[:, depth, dimension] + TINY).repeat_interleave(self.candidates, dim=0)
                 choice = _drawn(likely * allowed, noise[:, :, depth, dimension].reshape(-1))
                 if proposals is not None:
@@ -240,7 +247,7 @@ class _Sampler:
                 executed.append(taken)
             action = torch.stack(executed, dim=2) if imagination.joint else executed[0]
             paths = imagination.advance(paths, action, depth)
-            steps.append(torch.where(running[:, None], torch.stack(choices, dim=1), self.hold))
+            steps.append(torch.where(running[:, None], torch.stack(choices, dim=1), self.filler))
             living.append(running)
         score = imagination.score(imagination.end(paths, self.horizon))
         self.nodes += len(self.index) * self.horizon
@@ -275,7 +282,8 @@ class _Sampler:
     def harvest(self, best: _Best, *, complete: bool) -> Plan:
         """The plan of each row."""
         fallback = torch.isneginf(best.score)
-        sequence = torch.where(fallback[:, None, None], self.hold, best.sequence)
+        sequence = torch.where(fallback[:, None, None], self.filler, best.sequence)
+        sequence[:, 0] = torch.where(fallback[:, None], self.fallback, sequence[:, 0])
         if not self.imagination.joint:
             sequence = sequence[:, :, 0]
         return Plan(

@@ -245,7 +245,7 @@ class MarketModel(nn.Module):
         """`sample_next` with the mean and variance of what was drawn from, each [B, M], before the clamp."""
         features = self._checked_draw(features, member, noise)
         low, high = self.support_low, self.support_high
-        noise = self._innovation(noise)
+        noise = self.innovation(noise)
         # In place where it can be: fresh memory costs more than the arithmetic.
         inputs = torch.clamp(features, low, high).sub_(self.input_normaliser.mean).div_(self.input_normaliser.std)
         found = self._in_deltas(features, *self.network.rowwise(inputs, member))
@@ -268,7 +268,7 @@ class MarketModel(nn.Module):
         slot = (member.unsqueeze(1) == self.elite_index).int().argmax(dim=1)
         share, reach = self.logvar_shrinkage.expand(self.num_features), self.mean_shrinkage * self.delta_normaliser.std
         drawn, outlooks = torch.empty_like(features), []
-        parts = (torch.split(whole, CHUNK_ROWS) for whole in (features, slot, self._innovation(noise), drawn))
+        parts = (torch.split(whole, CHUNK_ROWS) for whole in (features, slot, self.innovation(noise), drawn))
         for rows, picked, draws, out in zip(*parts, strict=True):
             mean, raw = self.network.unbounded(self.input_normaliser(self.clamp(rows)), self.elites)
             own, size = (picked, torch.arange(len(rows))), torch.zeros(())
@@ -397,9 +397,10 @@ class MarketModel(nn.Module):
         size = self.volatility(features)
         return mean * torch.exp(0.5 * size), logvar + size
 
-    def _innovation(self, noise: Tensor) -> Tensor:
+    def innovation(self, noise: Tensor) -> Tensor:
+        """Standard normal noise [..., M] as draws from each column's own unit distribution; see `sample_next`."""
         gaussian = not (self.inverse_dof.any() or self.follows_baseline.any())
-        return noise if gaussian else transform(noise, self.innovations)
+        return noise if gaussian else transform(noise.flatten(0, -2), self.innovations).reshape(noise.shape)
 
     def _checked_draw(self, features: Tensor, member: Tensor, noise: Tensor) -> Tensor:
         features = self._checked(features, ranks=(2,))

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from mbpo_worlds import FIELDS, NAMES, make_dynamics, make_features, make_scaler
 
 from configs.schema import PlannerConfig, WorldModelConfig
-from envs import TradingDynamics
+from envs import Account, TradingDynamics
 from envs.vec_env import HistoryVecEnv
 from evaluation import backtest
 from masking import DrawdownLadder, InvalidMaskError, MaskingError
@@ -19,7 +19,6 @@ from masking.strict_policy import StrictMaskablePolicy
 from mbpo import TorchPolicy, planning
 from mbpo.planning import PlannerPolicy
 from world_model import MarketModel
-from world_model.model import Outlook
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 
@@ -38,21 +37,14 @@ class Drift:
     def __init__(self, volatility: float = 0.0, tilt: float = 0.0) -> None:
         self.volatility, self.tilt = volatility, tilt
 
-    def sample_next(self, features: torch.Tensor, member: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        following = features.clone()
-        following[:, 0] = 0.3 * self.volatility * noise[:, 0]
-        following[:, 2] = features[:, 2] + 10 * self.volatility * noise[:, 2]
-        following[:, 1] = features[:, SIGNAL] + self.tilt * member + self.volatility * noise[:, 1]
-        return following
-
-    def advance(
-        self, features: torch.Tensor, member: torch.Tensor, noise: torch.Tensor, columns: list[int]
-    ) -> tuple[torch.Tensor, Outlook]:
-        mean = torch.zeros(len(features), 2)
-        mean[:, columns.index(1)] = features[:, SIGNAL] + self.tilt  # elites 0 and 2
-        spread = torch.tensor([0.09, 1.0]) * self.volatility**2 + torch.tensor([0.0, self.tilt**2])
-        following = self.sample_next(features, member, noise)
-        return following, Outlook(mean, spread.expand(len(features), -1), self.disagreement(features))
+    def draw(
+        self, features: torch.Tensor, member: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean = features.clone()
+        mean[:, 0] = 0.0
+        mean[:, 1] = features[:, SIGNAL] + self.tilt * member
+        spread = self.volatility * torch.tensor([0.3, 1.0, 10.0, 0.0])
+        return mean + spread * noise, mean, (spread * spread).expand_as(mean)
 
     def disagreement(self, features: torch.Tensor) -> torch.Tensor:
         return features[:, 1].abs()
@@ -128,27 +120,31 @@ def test_the_policy_decides_between_equal_sequences_and_between_no_others() -> N
 
 def brute_force(policy: PlannerPolicy, row: np.ndarray, masks: np.ndarray) -> dict[tuple[int, ...], float]:
     # Every sequence through every scenario on its own, in NumPy and float64: value of each that is valid throughout.
-    dynamics, horizon = policy.dynamics, policy.config.horizon
+    dynamics, horizon, scenarios = policy.dynamics, policy.config.horizon, policy.config.scenarios
     features, uncertainty, *_ = policy.imagine(torch.as_tensor(row[None, : len(NAMES)]))
-    bars, doubts = features[:, 0].double().numpy(), uncertainty[1:, 0].double().numpy()
+    bars, doubts = features[:, 0].double().numpy(), uncertainty[:, 0].double().numpy()
     values = {}
     for sequence in itertools.product(range(dynamics.num_actions), repeat=horizon):
-        total, valid = 0.0, bool(masks[sequence[0]])
-        for scenario in range(policy.config.scenarios):
+        total, valid, last = 0.0, bool(masks[sequence[0]]), []
+        for scenario in range(scenarios):
             account = dynamics.account_from_state(row[None], np.float64)
             for t, action in enumerate(sequence):
                 if t:
-                    state = dynamics.state_row(bars[t - 1, scenario][None], account, doubts[t - 1, scenario][None])
+                    state = dynamics.state_row(bars[t - 1, scenario][None], account, doubts[t][None])
                     valid &= bool(dynamics.action_masks(state)[0, action])
                 account, _, reward = dynamics.step(account, np.array([action]), bars[t, scenario][None])
-                total += policy.gamma**t * float(reward[0]) / policy.config.scenarios
+                total += policy.gamma**t * float(reward[0]) / scenarios
                 if account.killed[0]:
                     break
             else:
-                if policy.value is not None:
-                    state = dynamics.state_row(bars[-1, scenario][None], account, doubts[-1, scenario][None])
-                    worth = float(policy.value.values(torch.as_tensor(state))[0])
-                    total += policy.gamma**horizon * worth / policy.config.scenarios
+                last.append((bars[-1, scenario], *(column[0] for column in account)))
+        if policy.value is not None and last:
+            # What is left of the scenarios is judged at their mean.
+            mean, *columns = (np.mean(part, axis=0) for part in zip(*last, strict=True))
+            state = dynamics.state_row(mean[None], Account(*(np.array([part]) for part in columns)), doubts[-1][None])
+            total += (
+                policy.gamma**horizon * float(policy.value.values(torch.as_tensor(state))[0]) * len(last) / scenarios
+            )
         if valid:
             values[sequence] = total
     return values
@@ -199,7 +195,7 @@ def test_a_killed_scenario_has_no_value_after_it() -> None:
     row, only_hold = states(dynamics, [0.0], position=1.0, holding_time=9), np.eye(1, 7, dtype=bool)
     bare, valued = (float(policy.plan(row, only_hold).value) for policy in policies)
     move = float(policies[0].imagine(torch.as_tensor(row[:, : len(NAMES)])).features[0, 0, :, 1].max())
-    assert valued - bare == pytest.approx(0.5 * 100.0 * 1.0 * (1 + 20 * move), rel=1e-5)
+    assert valued - bare == pytest.approx(0.5 * 100.0 * 1.0 * (1 + 10 * move), rel=1e-5)
 
 
 def test_a_limit_reached_in_one_scenario_binds_the_sequence_and_a_kill_in_one_does_not() -> None:

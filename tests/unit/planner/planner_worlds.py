@@ -25,6 +25,7 @@ class TableWorld:
     masks: torch.Tensor  # [S, A] bool
     values: torch.Tensor  # [S]
     steps: list[int] = field(default_factory=list)  # rows of each call of step
+    safe_action: int | None = 0
 
     @property
     def num_actions(self) -> int:
@@ -82,6 +83,8 @@ class LineState(NamedTuple):
 class LineWorld:
     """Stay, left, right by one between walls at 0 and 4; every step costs the distance to `target` after it."""
 
+    safe_action = 0
+
     def __init__(self, target: float) -> None:
         self.target = target
 
@@ -104,6 +107,8 @@ class LineWorld:
 
 class PositionWorld:
     """Named state under a real rule set: each bar pays the position it ends with."""
+
+    safe_action = 0
 
     def __init__(self, rule_set: RuleSet) -> None:
         self.rule_set = rule_set
@@ -207,7 +212,10 @@ class ParticleWorld:
     Unlike a `TableWorld` it may be stepped on after termination; it then answers with NaN, which must not be heard.
     """
 
-    def __init__(self, worlds: list[TableWorld], uncertainty: list[float] | None = None) -> None:
+    def __init__(
+        self, worlds: list[TableWorld], uncertainty: list[float] | None = None, safe_action: int | None = 0
+    ) -> None:
+        self.safe_action = safe_action
         self.worlds = worlds
         self.uncertainty = [0.0] * len(worlds) if uncertainty is None else uncertainty
         self.executed: list[tuple[torch.Tensor, torch.Tensor]] = []  # state and action of each step

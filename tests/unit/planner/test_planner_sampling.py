@@ -175,6 +175,42 @@ def test_no_iteration_begins_after_the_deadline_but_the_first_always_runs() -> N
     assert run(search, world, torch.tensor([[0]])).complete
 
 
+# --- worlds without a safe action -------------------------------------------------------------------------------------
+
+
+def fenced(masks: list[list[bool]], rewards: list[list[float]], following: list[list[int]]) -> TableWorld:
+    return table_world(following, rewards, masks)
+
+
+def test_without_a_safe_action_only_common_actions_are_planned_and_dead_ends_avoided() -> None:
+    # Both particles allow 1 and 2 at first. After 1, which pays more, they have no action in common.
+    following, rewards = [[0, 1, 2], [1, 1, 1], [2, 2, 2]], [[0.0, 5.0, 1.0], [9.0, 9.0, 9.0], [1.0, 1.0, 1.0]]
+    first = fenced([[False, True, True], [True, False, False], [True, True, False]], rewards, following)
+    second = fenced([[False, True, True], [False, True, True], [False, True, False]], rewards, following)
+    objective = Objective(discount=1.0)
+    for search in (Exhaustive(horizon=2, objective=objective), CEM(horizon=2, candidates=64, objective=objective)):
+        world = ParticleWorld([first, second], safe_action=None)
+        state = torch.tensor([[0, 0]])
+        plan = search.plan(world, state) if isinstance(search, Exhaustive) else run(search, world, state)
+        assert plan.sequence.tolist() == [[2, 1]]
+        assert plan.value.tolist() == [2.0]
+        assert_masks_were_kept(world)
+
+
+def test_a_row_without_a_plan_takes_the_lowest_action_that_is_valid_everywhere() -> None:
+    world = ParticleWorld([bandit([NAN] * 3, [False, True, True])], safe_action=None)
+    state = torch.tensor([[0]])
+    for plan in (Exhaustive(horizon=1).plan(world, state), run(CEM(horizon=1), world, state)):
+        assert plan.fallback.tolist() == [True]
+        assert plan.action.tolist() == [1]
+
+
+def test_particles_each_need_a_safe_action() -> None:
+    world = ParticleWorld([bandit([0.0])], safe_action=None)
+    with pytest.raises(ValueError, match="particles: expected 'all' for a model without a safe action"):
+        Exhaustive(particles="each").plan(world, torch.tensor([[0]]))
+
+
 # --- joint limits -----------------------------------------------------------------------------------------------------
 
 
