@@ -199,6 +199,37 @@ class WorldModel(nn.Module):
         return WorldStep(next_obs, reward, self._terminated(obs, action, next_obs, uniform), uncertainty)
 
     @torch.no_grad()
+    def step_each(
+        self, obs: Tensor, action: Tensor, members: Sequence[int], noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of particles, each with a member of its own. Traceable by `torch.export`.
+
+        Args:
+            obs: [K, B, D], one slice per member; action: int64 [K, B, dimensions]; members: K elites.
+            noise: standard normal [K, B, D + 1]; None takes each member's mean.
+
+        Returns: next obs [K, B, D]; reward [K, B]; terminated bool [K, B], where that is more likely.
+        """
+        count, rows = obs.shape[:2]
+        flat, flat_action = self._checked(obs.flatten(0, 1), action.flatten(0, 1))
+        inputs = self._encoded(flat, flat_action)
+        mean, logvar = self.dynamics(inputs.reshape(count, rows, -1), members)
+        mean = mean * self.targets.varying
+        if noise is not None:
+            mean = mean + torch.exp(0.5 * logvar) * self.targets.varying * noise
+        drawn = self.targets.inverse(mean).flatten(0, 1)
+        next_obs, reward = flat + drawn[:, :-1], drawn[:, -1]
+        if self.known.transition is not None:
+            next_obs = self.known.transition(flat, flat_action, next_obs)
+        if self.known.reward is not None:
+            reward = self.known.reward(flat, flat_action, next_obs)
+        if self.known.terminated is not None:
+            ended = self.known.terminated(next_obs)
+        else:
+            ended = self.termination_probability(flat, flat_action, next_obs) > 0.5
+        return next_obs.reshape(count, rows, -1), reward.reshape(count, rows), ended.reshape(count, rows)
+
+    @torch.no_grad()
     def termination_probability(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Probability [B] that a step from obs to next_obs ends the episode: mean over the elites; 0 without a head."""
         obs, action = self._checked(obs, action)
