@@ -18,7 +18,7 @@ from world_model.world_fit import WorldFitConfig, fit_world_model
 LEFT, RIGHT, BROKEN = 0, 1, 2
 FIT = WorldFitConfig(num_members=3, num_elites=2, hidden=(32,), batch_size=64, max_epochs=40, learning_rate=1e-2)
 KNOWN = KnownParts(
-    reward=lambda obs, action, next_obs: -(next_obs[:, 0] - 0.5).abs(),  # noqa: ARG005
+    reward=lambda obs, action, next_obs: -(next_obs[:, 0] - 0.5).abs(),
     terminated=lambda next_obs: next_obs[:, 0].abs() > 1.0,
 )
 
