@@ -37,15 +37,17 @@ def onnx_bytes(
     batch = torch.export.Dim("batch", min=1)
     module = module.eval()
     with _quiet(), torch.no_grad():
+        # Traced first: the exporter would meet a batch that cannot vary by freezing it, without a word.
+        traced = torch.export.export(
+            module, tuple(inputs.values()), dynamic_shapes=tuple({0: batch} for _ in inputs), strict=False
+        )
         program = torch.onnx.export(
-            module,
-            tuple(inputs.values()),
+            traced,
             dynamo=True,
             external_data=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(output_names),
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
             verbose=False,
         )
     if program is None:

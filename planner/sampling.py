@@ -250,7 +250,7 @@ class _Sampler:
             steps.append(torch.where(running[:, None], torch.stack(choices, dim=1), self.filler))
             living.append(running)
         score = imagination.score(imagination.end(paths, self.horizon))
-        self.nodes += len(self.index) * self.horizon
+        self.nodes += self.index.shape[0] * self.horizon
         shape = (self.num_rows, self.candidates)
         return _Candidates(
             torch.stack(steps, dim=1).reshape(*shape, self.horizon, self.dimensions),

@@ -213,10 +213,13 @@ class WorldModel(nn.Module):
         count, rows = obs.shape[:2]
         flat, flat_action = self._checked(obs.flatten(0, 1), action.flatten(0, 1))
         inputs = self._encoded(flat, flat_action)
-        mean, logvar = self.dynamics(inputs.reshape(count, rows, -1), members)
+        inputs = inputs.reshape(count, rows, -1)
+        if noise is None:
+            mean = self.dynamics.mean(inputs, members)
+        else:
+            mean, logvar = self.dynamics(inputs, members)
+            mean = mean + torch.exp(0.5 * logvar) * noise
         mean = mean * self.targets.varying
-        if noise is not None:
-            mean = mean + torch.exp(0.5 * logvar) * self.targets.varying * noise
         drawn = self.targets.inverse(mean).flatten(0, 1)
         next_obs, reward = flat + drawn[:, :-1], drawn[:, -1]
         if self.known.transition is not None:
@@ -234,7 +237,7 @@ class WorldModel(nn.Module):
         """Probability [B] that a step from obs to next_obs ends the episode: mean over the elites; 0 without a head."""
         obs, action = self._checked(obs, action)
         if self.termination is None:
-            return torch.zeros(len(obs))
+            return torch.zeros(obs.shape[0])
         reached = self.inputs(self.clamp(next_obs)) * self._visible[: self.sizes.num_obs]
         inputs = torch.cat((self._encoded(obs, action), reached), dim=1)
         logit, _ = self.termination(inputs, self.termination_elites)
@@ -258,7 +261,7 @@ class WorldModel(nn.Module):
             if self.learned_masks.safe_action is not None:
                 masks[:, self.learned_masks.safe_action] = True
         else:
-            masks = torch.ones(len(obs), self.sizes.width, dtype=torch.bool)
+            masks = torch.ones(obs.shape[0], self.sizes.width, dtype=torch.bool)
         possible = [part.any(dim=1) for part in torch.split(masks, [*self.sizes.num_actions], dim=1)]
         return masks, ~torch.stack(possible).all(dim=0)
 
@@ -389,9 +392,9 @@ class WorldModel(nn.Module):
         return inputs * self._visible
 
     def _checked(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        if obs.ndim != 2 or obs.shape[1] != self.sizes.num_obs or not obs.is_floating_point() or not len(obs):
+        if obs.ndim != 2 or obs.shape[1] != self.sizes.num_obs or not obs.is_floating_point() or obs.shape[0] == 0:
             raise ValueError(f"obs: expected floating [B >= 1, {self.sizes.num_obs}], was {obs.dtype} {[*obs.shape]}")
-        wanted = (len(obs), len(self.sizes.num_actions))
+        wanted = (obs.shape[0], len(self.sizes.num_actions))
         if action.shape != wanted or action.dtype != torch.int64:
             raise ValueError(f"action: expected int64 {[*wanted]}, was {action.dtype} {[*action.shape]}")
         return obs.to(torch.float32), action
