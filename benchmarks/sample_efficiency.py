@@ -35,6 +35,8 @@ RESAMPLES = 10_000
 Learner = Literal["mbpo", "maskable_ppo"]
 LEARNERS: tuple[Learner, ...] = ("mbpo", "maskable_ppo")
 Progress = Callable[[int, int, str], None]
+Decide = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Actions [B] or [B, K] for obs [B, D] under masks [B, A]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,16 +191,21 @@ def summarise(values: Sequence[float], level: float = 0.95) -> Summary:
     return Summary(estimate=float(_middle(table[None])[0]), low=float(low), high=float(high))
 
 
-def play(build: BuildEnv, policy: StrictMaskablePolicy, episodes: int, seed: int) -> np.ndarray:
-    """Returns [episodes] of one episode each, by the policy's most probable actions."""
+def play(build: BuildEnv, decide: Decide, episodes: int, seed: int) -> np.ndarray:
+    """Returns [episodes] of one episode each."""
     env = build(episodes, seed)
     obs: Any = env.reset()
     total, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
     while running.any():
-        obs, reward, done, _ = env.step(act(policy, obs, env.action_masks(), deterministic=True))
+        obs, reward, done, _ = env.step(decide(obs, env.action_masks()))
         total += reward * running
         running &= ~done
     return total
+
+
+def most_probable(policy: StrictMaskablePolicy) -> Decide:
+    """The policy's most probable valid actions."""
+    return lambda obs, action_masks: act(policy, obs, action_masks, deterministic=True)
 
 
 class Judge:
@@ -214,15 +221,15 @@ class Judge:
     def look(self, policy: StrictMaskablePolicy, real_steps: int) -> float:
         """Mean return of a look; the confirmed one where the first reaches the goal."""
         world = self._world
-        score = world.score(play(world.build, policy, world.look_episodes, LOOK_SEED))
+        score = world.score(play(world.build, most_probable(policy), world.look_episodes, LOOK_SEED))
         self.steps.append(real_steps)
         self.returns.append(score)
         ahead = [mark for mark in world.marks if real_steps <= mark]
         if ahead:
-            fresh = world.score(play(world.build, policy, world.episodes, FINAL_SEED))
+            fresh = world.score(play(world.build, most_probable(policy), world.episodes, FINAL_SEED))
             self.marks |= {str(mark): fresh for mark in ahead}
         if score >= world.goal:
-            confirmed = world.score(play(world.build, policy, world.episodes, CONFIRM_SEED))
+            confirmed = world.score(play(world.build, most_probable(policy), world.episodes, CONFIRM_SEED))
             if confirmed >= world.goal:
                 self.solved_at = self.solved_at or real_steps
             return min(score, confirmed)
@@ -237,7 +244,7 @@ class Judge:
         self, learner: Learner, seed: int, policy: StrictMaskablePolicy, invalid: int, began: float
     ) -> LearningRun:
         """The run, with the last judgement of its policy."""
-        final = play(self._world.build, policy, self._world.episodes, FINAL_SEED)
+        final = play(self._world.build, most_probable(policy), self._world.episodes, FINAL_SEED)
         return LearningRun(
             learner=learner,
             seed=seed,
