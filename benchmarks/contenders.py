@@ -33,7 +33,6 @@ from mbpo import (
     historical_uncertainty,
     imagine_branches,
     mixed_env,
-    planning_dynamics,
     train_policy,
 )
 from mbpo.dqn import train_dqn
@@ -256,8 +255,8 @@ def fit_model_based(lesson: Lesson, progress: Progress) -> dict[str, Fitted]:
     few = config.evaluation.planner.max_paths
     if not few:
         return fitted
-    forecast = historical_forecast(model, lesson.train.values)
-    dynamics = planning_dynamics(config, lesson.dynamics, forecast)
+    # Plans end with the value of the policy, so they are judged by the reward that it has learned.
+    dynamics = lesson.dynamics.with_risk_aversion(notes["risk_aversion"])
     planner = partial(PlannerPolicy, dynamics, model, config.planner, gamma=config.mbpo.ppo.gamma)
     alone = planner(seed=config.seed, name="planner")
     joined = planner(seed=config.seed, value=policy, name="mbpo_planner")
@@ -292,17 +291,18 @@ def train_mbpo(
     branches = imagine_branches(model, visited.features, config)
     uncertainty = historical_uncertainty(model, visited.features)
     scaler = observation_scaler(table, uncertainty)
+    env = mixed_env(
+        config,
+        lesson.dynamics,
+        scaler,
+        visited,
+        uncertainty,
+        historical_forecast(model, visited.features),
+        branches,
+        env_type=env_type,
+    )
     trained = train_policy(
-        mixed_env(
-            config,
-            lesson.dynamics,
-            scaler,
-            visited,
-            uncertainty,
-            historical_forecast(model, visited.features),
-            branches,
-            env_type=env_type,
-        ),
+        env,
         config.mbpo.ppo,
         n_steps=config.mbpo.rollout_length,
         seed=config.seed,
@@ -310,7 +310,7 @@ def train_mbpo(
         validate=lambda policy: lesson.validate(policy, partial(disagreement_of, model)),
         progress=progress,
     )
-    return trained.policy, _notes(trained)
+    return trained.policy, {**_notes(trained), "risk_aversion": env.dynamics.reward.risk_aversion}
 
 
 def disagreement_of(model: MarketModel, features: np.ndarray) -> np.ndarray:

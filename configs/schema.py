@@ -362,6 +362,17 @@ class PlannerConfig(Section):
     control_variate: Fraction = 1.0
     """Share of the unforeseen part of a bar's return that is taken out of the rewards of a plan; its mean is 0."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.elites > self.candidates:
+            raise ValueError(f"elites: expected at most candidates={self.candidates}, was {self.elites}")
+        least = 2 * self.iterations * self.horizon
+        if self.search == "auto" and self.max_nodes < least:
+            raise ValueError(
+                f"max_nodes: expected at least {least} for cem over {self.horizon} bars, was {self.max_nodes}"
+            )
+        return self
+
 
 class DetentConfig(Section):
     """One nightly retraining run."""

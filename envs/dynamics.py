@@ -139,6 +139,10 @@ class TradingDynamics:
         account_rules = replace(self.account_rules, ladder=ladder, actions=rule_set.actions)
         return replace(self, rule_set=rule_set, account_rules=account_rules)
 
+    def with_risk_aversion(self, risk_aversion: float) -> TradingDynamics:
+        """Same features, limits and costs under a reward that charges variance otherwise."""
+        return replace(self, reward=self.reward.model_copy(update={"risk_aversion": risk_aversion}))
+
     @cached_property
     def state_names(self) -> tuple[str, ...]:
         """Names of the S columns of a state row."""

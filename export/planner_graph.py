@@ -13,19 +13,24 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs import DATA_AGE, UNCERTAINTY_FIELD, Account
+from envs import DATA_AGE, UNCERTAINTY_FIELD, Account, TradingDynamics
 from envs.account import account_step
 from envs.reward import reward_function
 from export.errors import ExportError
 from export.graphs import PolicyGraph
-from masking import HOLD
+from masking import HOLD, RuleError
+from masking.probe_states import probe_states
 from mbpo.control_variate import unforeseen_reward
 from mbpo.planning import PlannerPolicy
 from planner import Exhaustive
 from world_model.volatility import BAR_MOVES
+
+PROBES = 500
+"""States on which rules are compared in both of their layouts."""
 
 
 class PlannerOutputs(NamedTuple):
@@ -61,21 +66,22 @@ class PlannerGraph(nn.Module):
 
     innovations: Tensor
 
-    def __init__(self, policy: PlannerPolicy, value: PolicyGraph | None, *, noise_tables: int = 1) -> None:
+    def __init__(self, policy: PlannerPolicy, *, noise_tables: int = 1) -> None:
         """Copy what plans.
 
-        Args: policy: an exhaustive planner; value: graph of its value policy, None where it has none; noise_tables.
-        Raises: ExportError if the policy searches otherwise or has another value policy.
+        Args: policy: an exhaustive planner, with or without a value policy; noise_tables: how many the file has.
+        Raises: ExportError if the policy searches otherwise, or a rule gives other masks where rows lie side by side.
         """
         super().__init__()
         search = policy.search
         if not isinstance(search, Exhaustive) or search.particles != "all" or search.objective.tail < 1.0:
             raise ExportError(f"search: expected an exhaustive one of the mean over particles 'all', was {search}")
-        if (policy.value is None) != (value is None):
-            raise ExportError("value: expected the graph of the planner's value policy, was one without the other")
         self.dynamics, self.horizon = policy.dynamics, search.horizon
+        _refuse_row_rules(self.dynamics)
+        value = policy.value
         self.discount, self.penalty = search.objective.discount, search.objective.uncertainty_penalty
-        self.control_variate, self.value = policy.config.control_variate, value
+        self.control_variate = policy.config.control_variate
+        self.value = None if value is None else PolicyGraph(policy.dynamics, value.scaler, value.network)
         self.model = copy.deepcopy(policy.model)
         self.register_buffer("innovations", self.model.innovation(policy.noise_tables(noise_tables)))
         # Which scenarios each elite is asked about at each depth, filled up to equally many, and the way back.
@@ -181,13 +187,19 @@ class PlannerGraph(nn.Module):
         """Value of the mean of the living scenarios after the last bar, times their share: [B, N]."""
         living = alive[:, :, 0].to(torch.float32)
         share = living / living.sum(dim=2, keepdim=True).clamp(min=1.0)
-        mean = Account(*((column[:, :, 0] * share).sum(dim=2).reshape(-1) for column in account))
-        features = torch.matmul(share, bar.features.transpose(1, 2)).flatten(0, 1)
+        mean = Account(
+            *((torch.where(alive, column, 0.0)[:, :, 0] * share).sum(dim=2).reshape(-1) for column in account)
+        )
+        # What the dead see may be no number either; where somebody lives who sees that, nothing is worth anything.
+        known = bar.features.abs() < torch.inf
+        features = torch.matmul(share, torch.where(known, bar.features, 0.0).transpose(1, 2)).flatten(0, 1)
+        blind = torch.matmul(living, (~known).any(dim=1).to(torch.float32)[:, :, None])[:, :, 0] > 0
         doubt = (bar.uncertainty[:, None] * torch.ones(1, share.shape[1])).reshape(-1)
         worth = value.values(self.dynamics.state_row(features, mean, doubt)).reshape(-1, share.shape[1])
         left = living.mean(dim=2)
         # The mean of nobody is no account; what it would be worth is no number.
-        return torch.where(left > 0, worth * left, 0.0)
+        future: Tensor = torch.where(blind, torch.inf, torch.where(left > 0, worth * left, 0.0))
+        return future
 
     def imagine(self, features: Tensor, seed: Tensor) -> tuple[Tensor, list[_Bar]]:
         """Market futures as `PlannerPolicy.imagine` draws them, with the noise of the seeds.
@@ -213,6 +225,18 @@ class PlannerGraph(nn.Module):
         doubts = model.disagreement(torch.stack(rows, dim=1).flatten(0, 1)).reshape(-1, len(rows))
         bars = [_Bar(bar, doubts[:, depth], mean, var) for depth, (bar, mean, var) in enumerate(found, start=1)]
         return doubts[:, 0], bars
+
+
+# Once and for all rules, also a user's own: `by_action` shows them other shapes than a call does.
+def _refuse_row_rules(dynamics: TradingDynamics) -> None:
+    probes = probe_states(dynamics.rule_set, {}, PROBES, np.random.default_rng(0))
+    columns = {name: torch.from_numpy(column) for name, column in probes.items()}
+    try:
+        same = torch.equal(dynamics.rule_set.by_action(columns).T, dynamics.rule_set(columns))
+    except (RuleError, RuntimeError, IndexError) as error:
+        raise ExportError(f"rule set: expected rules of elementwise operations, which name no axis: {error}") from error
+    if not same:
+        raise ExportError("rule set: expected the same masks with actions first; use elementwise operations only")
 
 
 def _unfold(column: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class WorldPlannerGraph(nn.Module):
         noise_tables: int = 1,
         seed: int = 0,
     ) -> None:
-        """Copy what plans. Args as `WorldPlanning`; noise_tables, drawn from `seed`."""
+        """Copy the world. Args as `WorldPlanning`, `value` kept as it is; noise_tables, drawn from `seed`."""
         super().__init__()
         self.model, self.search = copy.deepcopy(model), search
         self.value = value

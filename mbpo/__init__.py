@@ -15,7 +15,7 @@ from mbpo.online import OnlineConfig, OnlineResult, train_online
 from mbpo.policy import TorchPolicy
 from mbpo.prediction_error import model_error
 from mbpo.real_rows import RealRows
-from mbpo.recipe import Visited, imagine_branches, mixed_env, planning_dynamics
+from mbpo.recipe import Visited, imagine_branches, mixed_env
 from mbpo.rollout_statistics import RolloutStatistics
 from mbpo.snapshots import TrainedPolicy
 from mbpo.starts import StartBuffer
@@ -46,7 +46,6 @@ __all__ = [
     "market_rows",
     "mixed_env",
     "model_error",
-    "planning_dynamics",
     "replay_schema",
     "train_online",
     "train_policy",

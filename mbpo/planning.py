@@ -7,7 +7,6 @@ with the exact account step. Letters: N rows, S scenarios, H bars, M features, A
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,6 @@ from world_model.volatility import BAR_MOVES
 
 CHUNK_PATHS = 500_000
 """Imagined accounts at the last depth that are held at once, masks aside; bounds memory, not results."""
-UNLIMITED = 2**62
 
 
 class Scenarios(NamedTuple):
@@ -181,13 +179,11 @@ def make_search(config: PlannerConfig, num_actions: int, gamma: float) -> Exhaus
         )
     if config.search == "random_shooting":
         return RandomShooting(horizon=config.horizon, candidates=config.candidates, **common)
-    found: Exhaustive | CEM = Exhaustive(horizon=config.horizon, **common)
     if config.search == "auto":
-        found = auto_search(
+        return auto_search(
             num_actions, config.horizon, max_nodes=config.max_nodes, iterations=config.iterations, **common
         )
-    # The budget is that of one decision, and many are planned at once.
-    return replace(found, max_nodes=UNLIMITED) if isinstance(found, Exhaustive) else found
+    return Exhaustive(horizon=config.horizon, **common)
 
 
 class ScenarioState(NamedTuple):
@@ -268,9 +264,11 @@ class ScenarioModel:
         if self._value is None:
             return torch.zeros_like(alive)
         share = alive / alive.sum(dim=1, keepdim=True).clamp(min=1.0)
-        account = Account(*((column * share).sum(dim=1) for column in state.account))
+        # Not by a share of 0 alone: what the dead hold may be no number.
+        living = alive > 0
+        account = Account(*((torch.where(living, column, 0.0) * share).sum(dim=1) for column in state.account))
         features = self._scenarios.features[state.depth - 1][state.row]
-        mean = (features * share[:, :, None]).sum(dim=1)
+        mean = (torch.where(living[:, :, None], features, 0.0) * share[:, :, None]).sum(dim=1)
         rows = self._dynamics.state_row(mean, account, self._scenarios.uncertainty[state.depth][state.row])
         return self._value(rows)[:, None].expand_as(alive)
 

@@ -22,6 +22,8 @@ class WorldState(NamedTuple):
     """[N, P, D], what each particle has come to."""
     action_masks: Tensor
     """bool [N, P, K * A], flat as MultiDiscrete masks are; of the given rows the real environment's own."""
+    alive: Tensor
+    """bool [N, P]: the particle has not terminated."""
     depth: int
     """Steps taken."""
 
@@ -31,8 +33,9 @@ class WorldPlanning:
 
     Particle p follows elite `p % E`. Without noise each follows its elite's mean, so that particles differ by what the
     elites disagree on; with noise, the same for all rows and drawn beforehand, they differ by chance as well.
-    Uncertainty is how far apart the particles of a row have come: the norm of their standard deviation, in units of the
-    training targets' (`ensemble_std` of arXiv:2110.04135, along the whole path).
+    Uncertainty is how far apart the living particles of a row have come: the norm of their standard deviation, in units
+    of the training targets' (`ensemble_std` of arXiv:2110.04135, along the whole path). Where no action can be called
+    valid, or an obs is not finite, nothing can be planned: the reward of getting there is -inf.
 
     Args:
         model: the world.
@@ -66,7 +69,9 @@ class WorldPlanning:
     def roots(self, obs: Tensor, action_masks: Tensor) -> WorldState:
         """Rows obs [N, D] under masks [N, K * A], the same in all particles."""
         particles = len(self.members)
-        return WorldState(obs[:, None].expand(-1, particles, -1), action_masks[:, None].expand(-1, particles, -1), 0)
+        masks = action_masks[:, None].expand(-1, particles, -1)
+        alive = masks.any(dim=2) | True
+        return WorldState(obs[:, None].expand(-1, particles, -1), masks, alive, 0)
 
     def action_masks(self, state: WorldState) -> Tensor:
         """Masks of every imagined state."""
@@ -84,12 +89,17 @@ class WorldPlanning:
             for part in self.model.step_each(state.obs.transpose(0, 1), chosen, self.members, noise)
         )
         masks, refused = self.model.action_masks(obs.flatten(0, 1))
-        # Nothing can be planned where no action can be called valid: the particle ends there.
-        ended = ended | refused.reshape(shape)
-        apart = (obs - obs.mean(dim=1, keepdim=True)) / self.model.targets.std[:-1]
-        doubt = torch.sqrt((apart * apart).mean(dim=1).sum(dim=1))
-        following = WorldState(obs, masks.reshape(*shape, -1), state.depth + 1)
-        return Transition(following, reward, ended, doubt[:, None].expand(shape))
+        lost = (refused | ~torch.isfinite(obs.flatten(0, 1)).all(dim=1)).reshape(shape) & ~ended
+        # The safe action is not the model's to refuse; where there is none, what is lost may do anything.
+        masks = masks | refused[:, None]
+        alive = state.alive & ~ended
+        share = (alive / alive.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
+        seen = torch.where(alive[:, :, None], obs, 0.0)
+        apart = torch.where(alive[:, :, None], obs - (seen * share).sum(dim=1, keepdim=True), 0.0)
+        apart = apart / self.model.targets.std[:-1]
+        doubt = torch.sqrt((apart * apart * share).sum(dim=(1, 2)))
+        following = WorldState(obs, masks.reshape(*shape, -1), alive, state.depth + 1)
+        return Transition(following, torch.where(lost, -torch.inf, reward), ended, doubt[:, None].expand(shape))
 
     def value(self, state: WorldState) -> Tensor:
         """What the given function expects of every particle, [N, P]."""
@@ -98,7 +108,7 @@ class WorldPlanning:
 
     def take(self, state: WorldState, index: Tensor) -> WorldState:
         """Those rows."""
-        return WorldState(state.obs[index], state.action_masks[index], state.depth)
+        return WorldState(state.obs[index], state.action_masks[index], state.alive[index], state.depth)
 
 
 class JointWorldPlanning(WorldPlanning):

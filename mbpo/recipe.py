@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -97,12 +97,6 @@ def _risk_aversion(config: DetentConfig, dynamics: TradingDynamics, forecast: Fo
     if config.mbpo.usual_position is not None:
         own = aversion_for(forecast, config.mbpo.usual_position)
     return Ramp(min(shared, own), own, end=share) if share else Ramp(own, own)
-
-
-def planning_dynamics(config: DetentConfig, dynamics: TradingDynamics, forecast: Forecast) -> TradingDynamics:
-    """The dynamics with the reward that MBPO's value function has learned in the end. Arguments as in `mixed_env`."""
-    aversion = _risk_aversion(config, dynamics, forecast).last
-    return replace(dynamics, reward=dynamics.reward.model_copy(update={"risk_aversion": aversion}))
 
 
 def aversion_for(forecast: Forecast, usual_position: float) -> float:

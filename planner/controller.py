@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from masking import HOLD, MaskingError, validate_action_masks
+from masking import HOLD, MaskingError, valid_actions, validate_action_masks
 from planner.exhaustive import Clock, Exhaustive
 from planner.plan import Plan
 from planner.protocol import PlanningModel
@@ -38,9 +38,11 @@ class Fallback(Protocol):
 class MPC:
     """First action of a fresh plan at every decision; without one the policy decides, and where it cannot, Hold.
 
-    A row has no plan where no sequence has a finite value, as with NaN in the state; no row has one where even the
-    fastest search so far would not fit the budget. A search that can stop early does so at the end of the budget, with
-    the best it has. The noise is drawn once: without `warm_start` equal arguments give equal actions, whenever asked.
+    A row has no plan where no sequence has a finite value, as with NaN in the state, or where time was over before the
+    search could begin. A search stops with the best it has where going on would not fit the budget; its first depth or
+    iteration always runs, so choose one that fits (`warm_up` says whether it does). Whatever decides, the action is
+    held against the masks once more. The noise is drawn once and is the same for every row: without `warm_start`, and
+    with time enough, equal arguments give equal actions in any company.
 
     Args:
         imagine: makes the model of given rows.
@@ -71,17 +73,37 @@ class MPC:
         if warm_start and isinstance(search, Exhaustive):
             raise ValueError("warm_start: expected a sampling search, was Exhaustive, which needs no hint")
         self.imagine, self.search, self.fallback = imagine, search, fallback
-        self.budget_ms, self.seed, self.warm_start, self.name = budget_ms, seed, warm_start, name
+        self.budget_ms, self.warm_start, self.name = budget_ms, warm_start, name
         self.decided: Counter[Source] = Counter()
         """Rows by who decided them."""
+        self.overridden = 0
+        """Rows whose plan or policy chose what its mask forbids; anything but 0 is a fault of model or policy."""
         self._rows_of, self._clock = rows_of, clock
-        self._fastest = 0.0
-        self._noise: dict[int, torch.Tensor] = {}
+        self._noise: torch.Tensor | None = None
+        if not isinstance(search, Exhaustive):
+            self._noise = search.noise(1, 1, torch.Generator().manual_seed(seed))
         self._previous: torch.Tensor | None = None
 
     def reset(self) -> None:
         """Forget the last plan: another series of decisions begins."""
         self._previous = None
+
+    def warm_up(self, state: State, action_masks: Masks) -> float:
+        """Plan twice and say how many milliseconds the least that a search can do takes; arguments as `act`.
+
+        Raises: ValueError where that does not fit the budget.
+        """
+        for _ in range(2):
+            begun = self._clock()
+            self._plan(state, action_masks, deadline=begun)
+            spent = 1000.0 * (self._clock() - begun)
+        self.reset()
+        if spent > self.budget_ms:
+            raise ValueError(
+                f"budget_ms: expected at least the {spent:.3g} of one depth or iteration, was {self.budget_ms:g}; "
+                "plan with a shorter horizon, fewer candidates or fewer particles"
+            )
+        return spent
 
     def act(self, state: State, action_masks: Masks) -> npt.NDArray[np.int64]:
         """Valid actions of rows.
@@ -90,13 +112,17 @@ class MPC:
         Returns: int64 [B].
         Raises: InvalidMaskError.
         """
-        start = self._clock()
+        deadline = self._clock() + self.budget_ms / 1000.0
         validate_action_masks(action_masks, num_actions=action_masks.shape[-1], batch=len(state))
-        plan = self._plan(state, action_masks, start + self.budget_ms / 1000.0)
-        if plan is None:
+        if self._clock() >= deadline:
+            # A decision passes without a plan, so the last one is a step further back.
+            self._previous = None if self._previous is None else _shift(self._previous)
             return self._without(state, action_masks)
+        plan = self._plan(state, action_masks, deadline)
         action: npt.NDArray[np.int64] = plan.action.numpy().copy()
-        lost = plan.fallback.numpy()
+        forbidden = ~valid_actions(action, action_masks)
+        lost = plan.fallback.numpy() | forbidden
+        self.overridden += int(forbidden.sum())
         if not lost.all():
             self.decided["plan"] += int((~lost).sum())
         if lost.any():
@@ -127,26 +153,16 @@ class MPC:
         action = self.act(rows, masks)
         return (action[0] if single else action), state
 
-    def _plan(self, state: State, action_masks: Masks, deadline: float) -> Plan | None:
-        begun = self._clock()
-        if begun + self._fastest > deadline:
-            return None
+    def _plan(self, state: State, action_masks: Masks, deadline: float) -> Plan:
         model, root = self.imagine(state, action_masks)
-        if isinstance(self.search, Exhaustive):
-            plan = self.search.plan(model, root, deadline=deadline, clock=self._clock)
-        else:
-            rows = len(state)
-            if rows not in self._noise:
-                generator = torch.Generator().manual_seed(self.seed)
-                self._noise = {rows: self.search.noise(rows, 1, generator)}
-            previous = self._previous if self._previous is not None and len(self._previous) == rows else None
-            plan = self.search.plan(
-                model, root, noise=self._noise[rows], previous=previous, deadline=deadline, clock=self._clock
-            )
-            if self.warm_start:
-                self._previous = shifted(plan, HOLD)
-        spent = self._clock() - begun
-        self._fastest = spent if self._fastest == 0.0 else min(self._fastest, spent)
+        if isinstance(self.search, Exhaustive) or self._noise is None:
+            return self.search.plan(model, root, deadline=deadline, clock=self._clock)  # type: ignore[call-arg]
+        rows = len(state)
+        previous = self._previous if self._previous is not None and len(self._previous) == rows else None
+        noise = self._noise.expand(-1, rows, -1, -1, -1)
+        plan = self.search.plan(model, root, noise=noise, previous=previous, deadline=deadline, clock=self._clock)
+        if self.warm_start:
+            self._previous = shifted(plan, HOLD)
         return plan
 
     def _without(self, state: State, action_masks: Masks) -> npt.NDArray[np.int64]:
@@ -156,13 +172,23 @@ class MPC:
             return hold
         # Row by row: a policy that refuses one state must not take the others' decisions with it.
         for row in range(len(state)):
+            one = slice(row, row + 1)
             try:
-                hold[row] = self.fallback.act(state[row : row + 1], action_masks[row : row + 1])[0]
+                action = np.asarray(self.fallback.act(state[one], action_masks[one]))
             except MaskingError:
                 self.decided["hold"] += 1
-            else:
+                continue
+            if valid_actions(action, action_masks[one])[0]:
+                hold[row] = action[0]
                 self.decided["policy"] += 1
+            else:
+                self.overridden += 1
+                self.decided["hold"] += 1
         return hold
+
+
+def _shift(sequence: torch.Tensor) -> torch.Tensor:
+    return torch.cat((sequence[:, 1:], torch.full_like(sequence[:, :1], HOLD)), dim=1)
 
 
 def auto_search(

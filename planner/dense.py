@@ -21,7 +21,8 @@ from planner.protocol import PlanningModel
 class DenseExhaustive:
     """As `Exhaustive`, with shapes that depend on batch, actions and horizon alone.
 
-    `non_finite` counts whole sequences. There is no deadline: a graph takes as long as it takes.
+    Where a sequence is forbidden its particles take an action that is valid, and its numbers are dropped. `non_finite`
+    counts whole sequences. There is neither a deadline nor a limit of nodes: a graph takes as long as it takes.
     """
 
     horizon: int = 3
@@ -34,60 +35,49 @@ class DenseExhaustive:
             raise ValueError(f"horizon: expected >= 1, was {self.horizon}")
 
     def plan(self, model: PlanningModel[Any], state: Any) -> Plan:
-        """Find the best valid sequence of each row; arguments and errors as `Exhaustive.plan`."""
+        """Find the best valid sequence of each row; model, state and errors as in `Exhaustive.plan`."""
         imagination = Imagination(model, self.objective, self.particles)
         if imagination.joint:
             raise ValueError("model: expected one action dimension, was a joint model; CEM searches those")
         with torch.no_grad():
-            masks = imagination.checked(model.action_masks(state), None)
-            size = masks.shape[2]
-            paths, root = imagination.begin(state, masks), masks.all(dim=1)
-            valid, length, nodes = torch.ones_like(root[:, 0]), torch.zeros_like(root[:, 0], dtype=torch.int64), 0
+            root_masks = masks = imagination.checked(model.action_masks(state), None)
+            paths, size, device = imagination.begin(state, masks), masks.shape[2], masks.device
+            # Digits are counted from the safe action on, so that the first of equal sequences holds longest.
+            order = (torch.arange(size, device=device) + imagination.filler[0]) % size
+            valid, length = torch.ones_like(paths.broken), torch.zeros_like(paths.broken, dtype=torch.int64)
+            nodes = 0
             for depth in range(self.horizon):
                 if depth:
                     masks = imagination.checked(model.action_masks(paths.state), paths.alive, size)
-                allowed = imagination.permitted(masks, paths.alive)
+                allowed = imagination.permitted(masks, paths.alive)[:, order]
                 # Node after node, each with all its actions: a sequence's place is its digits to base A.
-                node = torch.arange(masks.shape[0]).repeat_interleave(size)
-                action = torch.arange(size).repeat(masks.shape[0])
+                node = torch.arange(masks.shape[0], device=device).repeat_interleave(size)
+                action = order.repeat(masks.shape[0])
                 valid, length = (valid[:, None] & allowed).flatten(), length[node]
                 paths, masks = imagination.take(paths, node), masks[node]
                 length = length + paths.alive.any(dim=1)
                 paths = imagination.advance(paths, imagination.executed(masks, action), depth)
                 nodes += node.shape[0]
-            paths = imagination.end(paths, self.horizon)
-            score = imagination.score(paths)
+            score = imagination.score(imagination.end(paths, self.horizon))
             broken = (valid & torch.isneginf(score)).reshape(-1, size**self.horizon)
             score = torch.where(valid, score, -torch.inf).reshape(-1, size**self.horizon)
-            return self._harvest(score, broken, length, root, imagination, nodes)
 
-    def _harvest(
-        self,
-        score: torch.Tensor,
-        broken: torch.Tensor,
-        length: torch.Tensor,
-        root: torch.Tensor,
-        imagination: Imagination,
-        nodes: int,
-    ) -> Plan:
-        size, safe = root.shape[1], imagination.safe_action
-        action_values = score.reshape(-1, size, size ** (self.horizon - 1)).amax(dim=2)
-        value = action_values.amax(dim=1)
-        fallback = torch.isneginf(value)
-        code = score.argmax(dim=1)
-        places = torch.tensor([size**place for place in reversed(range(self.horizon))])
-        steps = length.reshape(score.shape).gather(1, code[:, None])[:, 0]
-        sequence = torch.where(fallback[:, None], 0, code[:, None] // places % size)
-        instead = root.to(torch.uint8).argmax(dim=1) if safe is None else torch.full_like(code, safe[0])
-        first = torch.where(fallback, instead, sequence[:, 0])
-        return Plan(
-            action=first,
-            value=value,
-            sequence=torch.cat((first[:, None], sequence[:, 1:]), dim=1),
-            length=torch.where(fallback, 0, steps),
-            action_values=action_values,
-            fallback=fallback,
-            non_finite=broken.sum(dim=1),
-            nodes=nodes,
-            complete=True,
-        )
+            by_digit = score.reshape(-1, size, size ** (self.horizon - 1)).amax(dim=2)
+            value = by_digit.amax(dim=1)
+            fallback = torch.isneginf(value)
+            code = score.argmax(dim=1)
+            steps = length.reshape(score.shape).gather(1, code[:, None])[:, 0]
+            places = torch.tensor([size**place for place in reversed(range(self.horizon))], device=device)
+            sequence = order[torch.where(fallback, 0, code)[:, None] // places % size]
+            first = torch.where(fallback, imagination.fallback(root_masks)[:, 0], sequence[:, 0])
+            return Plan(
+                action=first,
+                value=value,
+                sequence=torch.cat((first[:, None], sequence[:, 1:]), dim=1),
+                length=torch.where(fallback, 0, steps),
+                action_values=by_digit[:, torch.argsort(order)],
+                fallback=fallback,
+                non_finite=broken.sum(dim=1),
+                nodes=nodes,
+                complete=True,
+            )

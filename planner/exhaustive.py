@@ -27,9 +27,9 @@ UNSEEN = torch.iinfo(torch.int64).max
 class Exhaustive:
     """Walks the whole tree of valid sequences; exact, without chance.
 
-    A sequence that terminates in all its particles ends there. Equal values go to the lowest actions, Hold first. A NaN
-    or infinite number makes every sequence through it worth -inf, at any discount; a row with nothing else sets
-    `fallback`.
+    A sequence that terminates in all its particles ends there. Equal values go to the safe action first, then to the
+    lowest. A NaN or infinite number makes every sequence through it worth -inf, at any discount; a row with nothing
+    else sets `fallback`.
     """
 
     horizon: int = 3
@@ -37,8 +37,8 @@ class Exhaustive:
     objective: Objective = field(default_factory=Objective)
     particles: Particles = "all"
     max_nodes: int = 1_000_000
-    """Most imagined steps of one call. It is held against the tree without masks, N * (A + ... + A^H), so that whether
-    a call is refused depends on shapes and never on the market."""
+    """Most imagined steps of one row. It is held against the tree without masks, A + ... + A^H, so that whether a call
+    is refused depends on shapes and never on the market."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -54,8 +54,9 @@ class Exhaustive:
     ) -> Plan:
         """Find the best valid sequence of each row.
 
-        Args: model; state of N rows, none terminated; deadline: of `clock`, seconds: when it has passed, the depth that
-            was reached counts as the horizon; at least one step is always looked ahead.
+        Args: model; state of N rows, none terminated; deadline: of `clock`, seconds: a depth begins only if it should
+            be done by then, supposing that a node takes as long as at the depth before; otherwise the depth that was
+            reached counts as the horizon. One step is always looked ahead.
         Raises: ValueError for a tensor of wrong shape or dtype, a joint model, or a tree beyond `max_nodes`;
             InvalidMaskError (a ValueError) for masks that are not bool [N, P, A] with the safe action valid.
         """
@@ -64,90 +65,92 @@ class Exhaustive:
             raise ValueError("model: expected one action dimension, was a joint model; CEM searches those")
         with torch.no_grad():
             masks = imagination.checked(model.action_masks(state), None)
-            num_rows, _, num_actions = masks.shape
-            if num_rows == 0:
-                raise ValueError("state: expected at least one row, was 0")
-            self._check_budget(num_rows, num_actions)
-            tree = _Tree(imagination, self.horizon, num_rows, num_actions, masks.device)
-            complete = tree.grow(imagination.begin(state, masks), masks, deadline, clock)
-            return tree.harvest(masks.all(dim=1), complete=complete)
+            paths = imagination.begin(state, masks)
+            self._check_budget(masks.shape[2])
+            tree = _Tree(imagination, self.horizon, masks)
+            complete = tree.grow(paths, deadline, clock)
+            return tree.harvest(complete=complete)
 
-    def _check_budget(self, num_rows: int, num_actions: int) -> None:
-        nodes, width = 0, num_rows
+    def _check_budget(self, num_actions: int) -> None:
+        nodes, width = 0, 1
         for depth in range(1, self.horizon + 1):
             width *= num_actions
             nodes += width
             # Stops at the first depth over the limit: A^H itself may have millions of digits.
             if nodes > self.max_nodes:
                 raise ValueError(
-                    f"max_nodes: expected >= {nodes} for {num_rows} rows, {num_actions} actions and {depth} of "
-                    f"{self.horizon} steps, was {self.max_nodes}"
+                    f"max_nodes: expected >= {nodes} for {num_actions} actions and {depth} of {self.horizon} steps, "
+                    f"was {self.max_nodes}"
                 )
 
 
 class _Tree:
     # Leaves are collected with the row they belong to, their score, their length, and their sequence as one number: the
-    # digits to base A, filled up with Hold, so that the smaller number is the sequence of lower actions.
-    def __init__(
-        self, imagination: Imagination, horizon: int, num_rows: int, num_actions: int, device: torch.device
-    ) -> None:
-        self.imagination, self.horizon, self.num_rows, self.num_actions = imagination, horizon, num_rows, num_actions
+    # digits to base A, counted from the safe action on and filled up with it, so that the smallest number wins a tie.
+    def __init__(self, imagination: Imagination, horizon: int, root_masks: torch.Tensor) -> None:
+        self.imagination, self.horizon, self.root_masks = imagination, horizon, root_masks
+        self.num_rows, _, self.num_actions = root_masks.shape
+        self.first = imagination.filler[0]
         self.leaves: list[tuple[Any, ...]] = []
-        self.non_finite = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.non_finite = torch.zeros(self.num_rows, dtype=torch.int64, device=root_masks.device)
         self.nodes = 0
 
-    def grow(self, paths: Paths, masks: torch.Tensor, deadline: float | None, clock: Clock) -> bool:
+    def grow(self, paths: Paths, deadline: float | None, clock: Clock) -> bool:
         """Walk depth by depth; return whether every sequence was walked to its end."""
         row = torch.arange(self.num_rows, device=self.non_finite.device)
-        code = torch.zeros_like(row)
-        imagination = self.imagination
+        code, masks, imagination = torch.zeros_like(row), self.root_masks, self.imagination
         for depth in range(self.horizon):
+            begun = 0.0 if deadline is None else clock()
             if depth:
                 raw = imagination.model.action_masks(paths.state)  # type: ignore[union-attr]
                 masks = imagination.checked(raw, paths.alive, self.num_actions)
             node, action = imagination.permitted(masks, paths.alive).nonzero(as_tuple=True)
+            if len(node) == 0:
+                return True
             self.nodes += len(node)
-            row, code = row[node], code[node] * self.num_actions + action
+            row, code = row[node], code[node] * self.num_actions + (action - self.first) % self.num_actions
             executed = imagination.executed(masks[node], action)
             paths = imagination.advance(imagination.take(paths, node), executed, depth)
             # Below a broken number every sequence is worth -inf already, and its state is not to be trusted.
-            self._count(row, paths.lost)
-            ended = ~paths.alive.any(dim=1) & ~paths.lost
+            self._count(row, paths.broken)
+            ended = ~paths.alive.any(dim=1) & ~paths.broken
             self._collect(row[ended], code[ended], depth + 1, imagination.score(imagination.take(paths, _where(ended))))
-            open_paths = _where(paths.alive.any(dim=1) & ~paths.lost)
-            if len(open_paths) == 0:
+            going_on = _where(paths.alive.any(dim=1) & ~paths.broken)
+            if len(going_on) == 0:
                 return True
-            paths, row, code = imagination.take(paths, open_paths), row[open_paths], code[open_paths]
-            if depth + 1 == self.horizon or (deadline is not None and clock() >= deadline):
-                break
+            paths, row, code = imagination.take(paths, going_on), row[going_on], code[going_on]
+            if deadline is not None:
+                now = clock()
+                if now + (now - begun) * self.num_actions * len(going_on) / len(node) > deadline:
+                    break
         self._collect(row, code, depth + 1, imagination.score(imagination.end(paths, depth + 1)))
         return depth + 1 == self.horizon
 
-    def harvest(self, root_masks: torch.Tensor, *, complete: bool) -> Plan:
-        """The best leaf of each row. Args: root_masks [N, A]."""
-        row, code, score = (torch.cat([leaf[part] for leaf in self.leaves]) for part in range(3))
-        length = torch.cat([torch.full_like(leaf[0], leaf[3]) for leaf in self.leaves])
+    def harvest(self, *, complete: bool) -> Plan:
+        """The best leaf of each row."""
         rows, actions = self.num_rows, self.num_actions
-        first = code // actions ** (self.horizon - 1)
+        nothing = torch.zeros(0, dtype=torch.int64, device=self.non_finite.device)
+        leaves = [*self.leaves, (nothing, nothing, nothing.to(torch.float64), 0)]
+        row, code, score = (torch.cat([leaf[part] for leaf in leaves]) for part in range(3))
+        length = torch.cat([torch.full_like(leaf[0], leaf[3]) for leaf in leaves])
+        first = (code // actions ** (self.horizon - 1) + self.first) % actions
         table = score.new_full((rows * actions,), -torch.inf)
         table = table.scatter_reduce(0, row * actions + first, score, "amax").reshape(rows, actions)
         value = table.amax(dim=1)
         fallback = torch.isneginf(value)
-        # Among the best of a row the smallest number: the lowest action first, then the lowest after it.
         tied = (score == value[row]) & ~fallback[row]
         best = torch.full_like(value, UNSEEN, dtype=torch.int64)
         best = best.scatter_reduce(0, row[tied], code[tied], "amin")
         steps = torch.zeros_like(best)
         chosen = tied & (code == best[row])
         steps[row[chosen]] = length[chosen]
-        sequence = _digits(torch.where(fallback, 0, best), actions, self.horizon)
-        safe = self.imagination.safe_action
-        lowest = root_masks.to(torch.uint8).argmax(dim=1)
-        sequence[:, 0] = torch.where(fallback, lowest if safe is None else safe[0], sequence[:, 0])
+        places = torch.tensor([actions**place for place in reversed(range(self.horizon))], device=code.device)
+        sequence = (torch.where(fallback, 0, best)[:, None] // places + self.first) % actions
+        action = torch.where(fallback, self.imagination.fallback(self.root_masks)[:, 0], sequence[:, 0])
         return Plan(
-            action=sequence[:, 0].clone(),
+            action=action,
             value=value,
-            sequence=sequence,
+            sequence=torch.cat((action[:, None], sequence[:, 1:]), dim=1),
             length=steps,
             action_values=table,
             fallback=fallback,
@@ -156,18 +159,13 @@ class _Tree:
             complete=complete,
         )
 
-    def _count(self, row: torch.Tensor, lost: torch.Tensor) -> None:
-        self.non_finite += torch.bincount(row[lost], minlength=self.num_rows)
+    def _count(self, row: torch.Tensor, broken: torch.Tensor) -> None:
+        self.non_finite += torch.bincount(row[broken], minlength=self.num_rows)
 
     def _collect(self, row: torch.Tensor, code: torch.Tensor, depth: int, score: torch.Tensor) -> None:
         self._count(row, torch.isneginf(score))
         full = code * self.num_actions ** (self.horizon - depth)
         self.leaves.append((row, full, score, depth))
-
-
-def _digits(code: torch.Tensor, base: int, count: int) -> torch.Tensor:
-    places = torch.tensor([base**place for place in reversed(range(count))], device=code.device)
-    return code[:, None] // places % base
 
 
 def _where(chosen: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class Objective:
     def score(self, totals: torch.Tensor) -> torch.Tensor:
         """Worth of sequences from what each particle earned: [N, P] to [N]."""
         particles = totals.shape[1]
-        worst = math.ceil(self.tail * particles - 1e-9)
+        worst = max(1, math.ceil(self.tail * particles - 1e-9))
         if worst >= particles:
             return totals.mean(dim=1)
         return torch.topk(totals, worst, dim=1, largest=False).values.mean(dim=1)

@@ -31,8 +31,10 @@ class Paths(NamedTuple):
     """[N, P] float64: earned so far."""
     alive: torch.Tensor
     """bool [N, P]: not terminated."""
-    lost: torch.Tensor
+    broken: torch.Tensor
     """bool [N]: a number on the way was NaN or infinite; the path is worth -inf."""
+    stuck: torch.Tensor
+    """bool [N]: its particles had no action in common; the path is worth -inf."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,22 @@ class Imagination:
         safe = self.model.safe_action  # type: ignore[union-attr]
         return None if safe is None else (safe,)
 
+    @property
+    def filler(self) -> tuple[int, ...]:
+        """What stands where nothing is planned, and wins ties: the safe action, or 0 where there is none."""
+        return (0,) if self.safe_action is None else self.safe_action
+
     def begin(self, state: Any, masks: torch.Tensor) -> Paths:
-        """Paths of no step yet. Args: masks: any bool [N, P, ...] of the state, for its size."""
+        """Paths of no step yet.
+
+        Args: masks: any `checked` ones [N, P, A] of the state, for their size.
+        Raises: ValueError without a row.
+        """
+        if masks.shape[0] == 0:
+            raise ValueError("state: expected at least one row, was 0")
         alive = torch.ones(masks.shape[:2], dtype=torch.bool, device=masks.device)
-        return Paths(state, torch.zeros(alive.shape, dtype=torch.float64, device=masks.device), alive, ~alive[:, 0])
+        nothing = ~alive[:, 0]
+        return Paths(state, torch.zeros(alive.shape, dtype=torch.float64, device=masks.device), alive, nothing, nothing)
 
     def walk(self, state: Any) -> ActionWalk:
         """The choices of every state, dimension by dimension."""
@@ -83,11 +97,10 @@ class Imagination:
         if masks.ndim != 3:
             raise InvalidMaskError(f"action_masks: expected bool [N, P, A], was {masks.dtype} {list(masks.shape)}")
         size = num_actions or max(1, masks.shape[2])
-        flat = masks.flatten(0, 1)
         if torch.compiler.is_exporting():
             return masks if alive is None else masks | ~alive[:, :, None]
         # Shape and dtype first: `|` with a float mask would be an error of its own kind.
-        validate_action_masks(flat[:0], num_actions=size, safe_action=None)
+        validate_action_masks(masks.flatten(0, 1)[:0], num_actions=size, safe_action=None)
         if alive is not None:
             if alive.shape != masks.shape[:2]:
                 raise InvalidMaskError(f"action_masks: expected {[*alive.shape, size]}, was {[*masks.shape]}")
@@ -107,19 +120,17 @@ class Imagination:
         ended = ~alive.any(dim=1, keepdim=True)
         return (masks & alive[:, :, None]).any(dim=1) | ended
 
-    def executed(self, masks: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def executed(self, masks: torch.Tensor, action: torch.Tensor, dimension: int = 0) -> torch.Tensor:
         """What each particle does when the path takes an action: `checked` masks, int64 [N] to [N, P].
 
-        A particle that forbids the action takes the safe one; where there is none, as in a path that has come to its
-        end without a common action, the lowest valid one.
+        A particle that forbids the action takes the safe one or, where that is not known to be valid, the lowest valid
+        one; unless the path is one of "each", it is worth -inf then.
         """
         wish = action[:, None].expand(masks.shape[:2])
-        if self.safe_action is None:
+        if self.joint or self.safe_action is None:
             instead = masks.to(torch.uint8).argmax(dim=2)
-        elif self.particles == "all":
-            return wish
         else:
-            instead = torch.full_like(wish, self.safe_action[0])
+            instead = torch.full_like(wish, self.safe_action[dimension])
         return torch.where(masks.gather(2, wish[:, :, None])[:, :, 0], wish, instead)
 
     def advance(self, paths: Paths, action: torch.Tensor, depth: int) -> Paths:
@@ -133,10 +144,13 @@ class Imagination:
             check_matrix(name, getattr(step, name), paths.alive.shape, floating=floating)
         earned = self.objective.earned(step)
         finite = torch.isfinite(earned)
-        counts = paths.alive & finite
-        total = paths.total + self.objective.discount**depth * torch.where(counts, earned, 0.0)
-        lost = paths.lost | (paths.alive & ~finite).any(dim=1)
-        return Paths(step.state, total, paths.alive & ~step.terminated, lost)
+        total = paths.total + self.objective.discount**depth * torch.where(paths.alive & finite, earned, 0.0)
+        return paths._replace(
+            state=step.state,
+            total=total,
+            alive=paths.alive & ~step.terminated,
+            broken=paths.broken | (paths.alive & ~finite).any(dim=1),
+        )
 
     def end(self, paths: Paths, depth: int) -> Paths:
         """Paths with the value of going on after `depth` steps added, where a particle still lives."""
@@ -145,16 +159,26 @@ class Imagination:
         values = values.to(torch.float64)
         finite = torch.isfinite(values)
         total = paths.total + self.objective.discount**depth * torch.where(paths.alive & finite, values, 0.0)
-        return paths._replace(total=total, lost=paths.lost | (paths.alive & ~finite).any(dim=1))
+        return paths._replace(total=total, broken=paths.broken | (paths.alive & ~finite).any(dim=1))
 
     def score(self, paths: Paths) -> torch.Tensor:
-        """Worth of paths at their end, float64 [N]; -inf where one is lost."""
+        """Worth of paths at their end, float64 [N]; -inf where one is broken or stuck, or its sum overflowed."""
         score = self.objective.score(paths.total)
-        return torch.where(paths.lost | ~torch.isfinite(score), -torch.inf, score)
+        return torch.where(paths.broken | paths.stuck | ~torch.isfinite(score), -torch.inf, score)
 
     def take(self, paths: Paths, index: torch.Tensor) -> Paths:
         """The paths `index` [n]."""
         return Paths(self.model.take(paths.state, index), *(part[index] for part in paths[1:]))
+
+    def fallback(self, root_masks: torch.Tensor) -> torch.Tensor:
+        """What a row does that has no plan: the safe action, or the lowest that all particles allow; int64 [N, K].
+
+        Args: root_masks: `checked` masks [N, P, A] of the rows.
+        """
+        if self.safe_action is None:
+            return root_masks.all(dim=1).to(torch.uint8).argmax(dim=1)[:, None]
+        safe = torch.tensor(self.safe_action, device=root_masks.device)
+        return safe.expand(root_masks.shape[0], -1)
 
 
 class _OneChoice:

@@ -28,7 +28,7 @@ class Plan:
     fallback: torch.Tensor
     """bool [N]: no sequence has a finite value; the action is the safe one, or the lowest valid one where none is."""
     non_finite: torch.Tensor
-    """Sequences, or their common beginnings, that a NaN or infinite number made worth -inf, int64 [N]."""
+    """Valid sequences, or their common beginnings, that a NaN or infinite number made worth -inf, int64 [N]."""
     nodes: int
     """Imagined steps evaluated, all rows together, particles not counted."""
     complete: bool

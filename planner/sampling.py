@@ -1,7 +1,7 @@
 """Sampling planners: random shooting, and the cross-entropy method over factored categorical distributions.
 
-Every candidate is drawn step by step under the masks of the states it imagines, so that none is ever invalid and none
-is thrown away. Noise is an argument, and no step depends on a value of a tensor: both searches can be exported.
+Every candidate is drawn step by step under the masks of the states it imagines, so that none is ever invalid. Noise is
+an argument, and no step depends on a value of a tensor: both searches can be exported.
 
 Letters: N rows, C candidates, I iterations, H horizon, K action dimensions, A actions of each.
 """
@@ -84,8 +84,9 @@ class CEM:
         """Search a good valid sequence of each row.
 
         Args: model; state of N rows, none terminated; noise as `noise` draws it; previous: int64 [N, H] or [N, H, K], a
-            plan for these rows from now on, `shifted` from an earlier one; deadline: of `clock`, seconds: no iteration
-            begins after it, but the first always runs.
+            plan for these rows from now on, `shifted` from an earlier one; deadline: of `clock`, seconds: an iteration
+            begins only if it should be done by then, supposing that it takes as long as the one before; the first
+            always runs.
         Raises: ValueError for a wrong shape or dtype; InvalidMaskError (a ValueError).
         """
         imagination = Imagination(model, self.objective, self.particles)
@@ -97,19 +98,27 @@ class CEM:
                 raise ValueError(f"noise: expected {list(expected)}, was {list(noise.shape)}")
             weights, proposals = sampler.begin(previous, self.trust)
             first, *later = noise.unbind(0)
+            begun = 0.0 if deadline is None else clock()
             found = sampler.draw(weights, first, proposals)
-            best = sampler.better(None, found)
+            earlier, best = None, sampler.better(None, found)
             for draws in later:
-                if deadline is not None and clock() >= deadline:
-                    return sampler.harvest(best, complete=False)
-                weights = self.smoothing * weights + (1.0 - self.smoothing) * self._frequencies(found, best, sampler)
+                if deadline is not None:
+                    now = clock()
+                    if now + (now - begun) > deadline:
+                        return sampler.harvest(best, complete=False)
+                    begun = now
+                frequencies = self._frequencies(found, earlier, sampler)
+                weights = self.smoothing * weights + (1.0 - self.smoothing) * frequencies
                 found = sampler.draw(weights, draws, None)
-                best = sampler.better(best, found)
+                earlier, best = best, sampler.better(best, found)
             return sampler.harvest(best, complete=True)
 
-    def _frequencies(self, found: _Candidates, best: _Best, sampler: _Sampler) -> torch.Tensor:
-        score = torch.cat((best.score[:, None], found.score), dim=1)
-        sequence = torch.cat((best.sequence[:, None], found.sequence), dim=1)
+    # Of the candidates and the best of the iterations before them.
+    def _frequencies(self, found: _Candidates, earlier: _Best | None, sampler: _Sampler) -> torch.Tensor:
+        score, sequence = found.score, found.sequence
+        if earlier is not None:
+            score = torch.cat((earlier.score[:, None], score), dim=1)
+            sequence = torch.cat((earlier.sequence[:, None], sequence), dim=1)
         top = torch.topk(score, self.elites, dim=1)
         counts = ~torch.isneginf(top.values)
         elite = sequence.gather(1, top.indices[:, :, None, None].expand(-1, -1, *sequence.shape[2:]))
@@ -178,6 +187,7 @@ class _Candidates(NamedTuple):
     sequence: torch.Tensor  # int64 [N, C, H, K]
     length: torch.Tensor  # int64 [N, C]
     score: torch.Tensor  # float64 [N, C]
+    broken: torch.Tensor  # bool [N, C], worth -inf for a number that is none
 
 
 class _Best(NamedTuple):
@@ -185,7 +195,7 @@ class _Best(NamedTuple):
     length: torch.Tensor  # int64 [N]
     score: torch.Tensor  # float64 [N]
     action_values: torch.Tensor  # float64 [N, A], of the first dimension
-    broken: torch.Tensor  # int64 [N], candidates worth -inf so far
+    broken: torch.Tensor  # int64 [N], broken candidates so far
 
 
 class _Sampler:
@@ -194,12 +204,9 @@ class _Sampler:
     ) -> None:
         self.imagination, self.horizon, self.candidates = imagination, horizon, candidates
         self.num_rows, self.num_actions = masks.shape[0], masks.shape[2]
-        safe = imagination.safe_action
-        self.dimensions = 1 if safe is None else len(safe)
-        self.filler = torch.tensor((0,) if safe is None else safe, device=masks.device)
-        # What a row does that has no plan, [N, K].
-        lowest = masks.all(dim=1).to(torch.uint8).argmax(dim=1)[:, None]
-        self.fallback = lowest if safe is None else self.filler.expand(self.num_rows, -1)
+        self.filler = torch.tensor(imagination.filler, device=masks.device)
+        self.dimensions = len(imagination.filler)
+        self.fallback = imagination.fallback(masks)
         # Every row C times, candidate after candidate.
         self.index = torch.arange(self.num_rows, device=masks.device).repeat_interleave(candidates)
         self.roots = imagination.take(imagination.begin(state, masks), self.index)
@@ -220,6 +227,8 @@ class _Sampler:
                     f"was {previous.dtype} {list(previous.shape)}"
                 )
             proposals[:, 1] = earlier
+            if not torch.compiler.is_exporting() and ((earlier < 0) | (earlier >= self.num_actions)).any():
+                raise ValueError(f"previous: expected actions from 0 to {self.num_actions - 1}, was {earlier.tolist()}")
             chosen = earlier[..., None] == torch.arange(self.num_actions, device=earlier.device)
             weights = (1.0 - trust) * weights + trust * chosen
         return weights, proposals
@@ -234,14 +243,14 @@ class _Sampler:
             for dimension in range(self.dimensions):
                 masks = imagination.checked(walk.action_masks(dimension), paths.alive, self.num_actions)
                 allowed = imagination.permitted(masks, paths.alive)
-                paths = paths._replace(lost=paths.lost | ~allowed.any(dim=1))
+                paths = paths._replace(stuck=paths.stuck | ~allowed.any(dim=1))
                 likely = (weights[:, depth, dimension] + TINY).repeat_interleave(self.candidates, dim=0)
                 choice = _drawn(likely * allowed, noise[:, :, depth, dimension].reshape(-1))
                 if proposals is not None:
                     wish = proposals[:, :, depth, dimension].reshape(-1)
                     valid = allowed.gather(1, wish.clamp(min=0)[:, None])[:, 0] & (wish != NO_PROPOSAL)
                     choice = torch.where(valid, wish, choice)
-                taken = imagination.executed(masks, choice)
+                taken = imagination.executed(masks, choice, dimension)
                 walk.take(dimension, taken)
                 choices.append(choice)
                 executed.append(taken)
@@ -249,13 +258,15 @@ class _Sampler:
             paths = imagination.advance(paths, action, depth)
             steps.append(torch.where(running[:, None], torch.stack(choices, dim=1), self.filler))
             living.append(running)
-        score = imagination.score(imagination.end(paths, self.horizon))
+        paths = imagination.end(paths, self.horizon)
+        score = imagination.score(paths)
         self.nodes += self.index.shape[0] * self.horizon
         shape = (self.num_rows, self.candidates)
         return _Candidates(
             torch.stack(steps, dim=1).reshape(*shape, self.horizon, self.dimensions),
             torch.stack(living, dim=1).sum(dim=1).reshape(shape),
             score.reshape(shape),
+            (torch.isneginf(score) & ~paths.stuck).reshape(shape),
         )
 
     def better(self, best: _Best | None, found: _Candidates) -> _Best:
@@ -267,10 +278,12 @@ class _Sampler:
         leading = found.score == score[:, None]
         place = torch.where(leading, self._order(found.sequence), torch.iinfo(torch.int64).max).argmin(dim=1)
         sequence, length = found.sequence[rows, place], found.length[rows, place]
-        broken = torch.isneginf(found.score).sum(dim=1)
+        broken = found.broken.sum(dim=1)
         if best is None:
             return _Best(sequence, length, score, by_action, broken)
-        ahead = score > best.score
+        earlier = self._order(best.sequence[:, None])[:, 0]
+        lower = self._order(sequence[:, None])[:, 0] < earlier
+        ahead = (score > best.score) | ((score == best.score) & lower)
         return _Best(
             torch.where(ahead[:, None, None], sequence, best.sequence),
             torch.where(ahead, length, best.length),
@@ -298,10 +311,10 @@ class _Sampler:
             complete=complete,
         )
 
-    # A number that grows with the first action, then with the next: how Hold wins a tie. Beyond 63 bits only the
-    # beginning counts.
+    # A number that grows with the first action, then with the next, counted from the safe ones on: how Hold wins a tie.
+    # Beyond 63 bits only the beginning counts.
     def _order(self, sequence: torch.Tensor) -> torch.Tensor:
-        flat = sequence.flatten(2)
+        flat = ((sequence - self.filler) % self.num_actions).flatten(2)
         code = torch.zeros_like(flat[:, :, 0])
         limit = torch.iinfo(torch.int64).max // self.num_actions
         largest = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,36 @@ def test_the_value_after_the_last_step_and_doubt_count(world: WorldModel) -> Non
         doubting.plan(plain, plain.roots(obs, masks)).value
         < Exhaustive(horizon=1).plan(plain, plain.roots(obs, masks)).value
     )
+
+
+def test_dead_particles_are_not_heard_and_broken_ones_are_never_worth_anything(world: WorldModel) -> None:
+    planning = WorldPlanning(world)
+    obs, masks = rows(0.2)
+    alone = planning.step(planning.roots(obs, masks), torch.tensor([[RIGHT, RIGHT]])).uncertainty
+    state = planning.roots(obs, masks)
+    strange = state._replace(obs=torch.tensor([[[0.2, 0.25], [50.0, math.nan]]]), alive=torch.tensor([[True, False]]))
+    step = planning.step(strange, torch.tensor([[RIGHT, RIGHT]]))
+    assert step.uncertainty.tolist() == [[0.0, 0.0]]  # one alone is never at odds with itself
+    assert (alone > 0).all()
+    broken = planning.step(state._replace(obs=torch.full((1, 2, 2), math.nan)), torch.tensor([[RIGHT, RIGHT]]))
+    assert torch.isneginf(broken.reward).all()
+    plan = Exhaustive(horizon=2).plan(planning, planning.roots(torch.full((1, 2), math.nan), masks))
+    assert plan.fallback.tolist() == [True]
+
+
+def test_states_without_a_valid_action_are_no_way_out() -> None:
+    # Every step costs; beyond 0.05 nothing is valid. Ending there would save the rest of the cost.
+    known = KnownParts(
+        reward=lambda obs, action, next_obs: -torch.ones(len(obs)),
+        terminated=lambda next_obs: next_obs[:, 0] > 99.0,
+        action_masks=lambda obs: torch.stack([obs[:, 0] < 0.05, obs[:, 0] < 0.05, obs[:, 0] > 99.0], dim=1),
+    )
+    model, _ = fit_world_model(line(), FIT, seed=0, known=known)
+    planning = WorldPlanning(model)
+    obs, masks = rows(0.0)
+    plan = Exhaustive(horizon=3).plan(planning, planning.roots(obs, masks))
+    assert plan.sequence[0, 0] == LEFT
+    assert plan.length.tolist() == [3]
 
 
 def test_joint_actions_are_planned_dimension_by_dimension() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planner_worlds import ParticleWorld, TableWorld, bandit, table_world
+from planner_worlds import ParticleWorld, TableWorld, bandit, random_world, table_world
 
 from masking import InvalidMaskError, MaskingError
 from planner import CEM, MPC, Exhaustive, Objective
@@ -19,19 +19,33 @@ BROKEN = bandit([math.nan, math.nan, math.nan])
 
 
 class Rooted(ParticleWorld):
-    """Masks of the caller, the same in all rows, at the first step; those of the world afterwards."""
+    """Masks of the caller at the first step, those of the world afterwards; a row is its state and number."""
 
     def __init__(self, world: TableWorld, root: torch.Tensor) -> None:
         super().__init__([world])
         self.root = root
 
-    def action_masks(self, state: torch.Tensor) -> torch.Tensor:
-        return super().action_masks(state) if self.executed else self.root[:1, None].expand(len(state), -1, -1)
+    def action_masks(self, state: Any) -> torch.Tensor:
+        now, row, depth = state
+        return super().action_masks(now) if depth else self.root[row][:, None]
+
+    def step(self, state: Any, action: torch.Tensor) -> Any:
+        now, row, depth = state
+        made = super().step(now, action)
+        return made._replace(state=(made.state, row, depth + 1))
+
+    def value(self, state: Any) -> torch.Tensor:
+        return super().value(state[0])
+
+    def take(self, state: Any, index: torch.Tensor) -> Any:
+        now, row, depth = state
+        return now[index], row[index], depth
 
 
 def imagine(world: TableWorld = CHAIN) -> Any:
     def rooted(state: np.ndarray, action_masks: np.ndarray) -> tuple[Rooted, torch.Tensor]:
-        return Rooted(world, torch.from_numpy(action_masks)), torch.from_numpy(np.nan_to_num(state)).long()
+        root = torch.from_numpy(np.nan_to_num(state)).long(), torch.arange(len(state)), 0
+        return Rooted(world, torch.from_numpy(action_masks)), root
 
     return rooted
 
@@ -72,14 +86,57 @@ def test_rows_without_a_plan_go_to_the_policy_and_then_to_hold() -> None:
     assert mixed.decided == {"policy": 1, "hold": 1}
 
 
-def test_without_time_for_even_the_fastest_search_the_policy_decides() -> None:
-    # First call: 30 ms of a budget of 20; the search stops after one step and its plan is taken, late as it is.
-    times = iter([0.0, 0.0, 0.03, 0.03, 1.0, 1.0])
-    controller = MPC(imagine(), SEARCH, fallback=Always(2), budget_ms=20.0, clock=lambda: next(times))
-    assert controller.act(STATE, FREE).tolist() == [2]  # one step ahead 1 beats -1
-    assert controller.decided == {"plan": 1}
-    assert controller.act(STATE, FREE).tolist() == [2]
-    assert controller.decided == {"plan": 1, "policy": 1}
+class Ticking:
+    """A clock that moves on by so many seconds each time it is read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+def test_a_late_start_leaves_it_to_the_policy_and_a_late_search_is_still_a_plan() -> None:
+    late = made(fallback=Always(2), budget_ms=20.0, clock=Ticking(0.03))
+    assert late.act(STATE, FREE).tolist() == [2]
+    assert late.decided == {"policy": 1}
+    # 15 ms a look at the clock: the first depth ends after 45, and the second is not begun. One step ahead 1 beats -1.
+    hurried = made(fallback=Always(0), budget_ms=20.0, clock=Ticking(0.015))
+    for _ in range(5):
+        assert hurried.act(STATE, FREE).tolist() == [2]
+    assert hurried.decided == {"plan": 5}
+
+
+def test_warm_up_refuses_a_search_that_never_fits() -> None:
+    assert made(budget_ms=200.0, clock=Ticking(0.01)).warm_up(STATE, FREE) == pytest.approx(30.0)
+    with pytest.raises(ValueError, match="budget_ms: expected at least the 30 of one depth or iteration, was 20"):
+        made(budget_ms=20.0, clock=Ticking(0.01)).warm_up(STATE, FREE)
+
+
+def test_whatever_model_or_policy_say_a_forbidden_action_is_never_returned() -> None:
+    only_one = np.array([[True, True, False]])
+    broken = made(BROKEN, fallback=Always(2))
+    assert broken.act(STATE, only_one).tolist() == [0]
+    assert (broken.decided, broken.overridden) == ({"hold": 1}, 1)
+
+    def deaf(state: np.ndarray, action_masks: np.ndarray) -> Any:
+        return imagine()(state, np.ones_like(action_masks))
+
+    controller = MPC(deaf, SEARCH, fallback=Always(2), budget_ms=1e9)
+    assert controller.act(STATE, np.array([[True, False, True]])).tolist() == [2]  # the plan was 1
+    assert (controller.decided, controller.overridden) == ({"policy": 1}, 1)
+
+
+def test_decisions_do_not_depend_on_their_neighbours() -> None:
+    world = random_world(5, 6, 5)
+    search = CEM(horizon=3, candidates=8, elites=2, objective=Objective(discount=0.9))
+    controller = made(world, search)
+    state, free = np.arange(6.0)[:, None], np.ones((6, 5), dtype=np.bool_)
+    free &= world.masks.numpy()
+    batch = controller.act(state, free).tolist()
+    assert batch == [int(controller.act(state[row : row + 1], free[row : row + 1])[0]) for row in range(6)]
+    assert any(made(world, search, seed=seed).act(state, free).tolist() != batch for seed in range(1, 9))
 
 
 def test_equal_arguments_give_equal_actions_with_a_sampling_search() -> None:

@@ -202,20 +202,21 @@ def test_node_count_is_the_formula_when_everything_is_valid() -> None:
 
 def test_the_budget_may_be_used_up_but_not_exceeded() -> None:
     assert search(bandit([0.0, 1.0]), ONE_ROW, 3, 1.0, max_nodes=14).nodes == 14
-    with pytest.raises(ValueError, match="max_nodes: expected >= 14 for 1 rows, 2 actions and 3 of 3 steps, was 13"):
+    with pytest.raises(ValueError, match="max_nodes: expected >= 14 for 2 actions and 3 of 3 steps, was 13"):
         search(bandit([0.0, 1.0]), ONE_ROW, 3, 1.0, max_nodes=13)
 
 
-def test_the_budget_counts_every_row_and_does_not_depend_on_the_masks() -> None:
+def test_the_budget_is_that_of_one_row_and_does_not_depend_on_the_masks() -> None:
     world = bandit([0.0, 1.0], masks=[True, False])
-    with pytest.raises(ValueError, match="max_nodes: expected >= 18 for 3 rows, 2 actions and 2 of 2 steps, was 17"):
-        search(world, torch.zeros(3, dtype=torch.int64), 2, 1.0, max_nodes=17)
+    with pytest.raises(ValueError, match="max_nodes: expected >= 6 for 2 actions and 2 of 2 steps, was 5"):
+        search(world, torch.zeros(3, dtype=torch.int64), 2, 1.0, max_nodes=5)
     assert world.steps == []
+    assert search(world, torch.zeros(3, dtype=torch.int64), 2, 1.0, max_nodes=6).nodes == 3 * 2
 
 
 def test_an_astronomic_tree_is_refused_at_once() -> None:
     # 7 + ... + 7^7 = 960799 would fit.
-    with pytest.raises(ValueError, match=r"max_nodes: expected >= 6725600 for 1 rows.* 8 of 1000000000 steps"):
+    with pytest.raises(ValueError, match=r"max_nodes: expected >= 6725600 for 7 actions and 8 of 1000000000 steps"):
         search(bandit([0.0] * 7), ONE_ROW, 10**9, 1.0, max_nodes=10**6 - 1)
 
 

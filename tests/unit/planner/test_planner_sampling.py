@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from planner_worlds import DEAD, JointWorld, ParticleWorld, TableWorld, bandit, 
 
 from masking import InvalidMaskError
 from planner import CEM, Exhaustive, Objective, Plan, RandomShooting, auto_search, shifted
+from planner.dense import DenseExhaustive
+from planner.paths import Imagination
+from planner.sampling import _Best, _Candidates, _Sampler
 
 NAN = math.nan
 HALF = Objective(discount=0.5)
@@ -166,13 +170,51 @@ def test_a_broken_number_never_outranks_a_loss_and_is_counted(broken: float) -> 
     assert lost.non_finite.tolist() == [16]
 
 
-def test_no_iteration_begins_after_the_deadline_but_the_first_always_runs() -> None:
+def test_no_iteration_begins_that_would_end_late_but_the_first_always_runs() -> None:
     world, search = one(bandit([0.0, 1.0])), CEM(horizon=2, candidates=8, elites=2, iterations=5, objective=HALF)
-    times = iter([1.0, 2.0, 3.0, 4.0])
-    plan = run(search, world, torch.tensor([[0]]), deadline=2.0, clock=lambda: next(times))
-    assert plan.nodes == 2 * 8 * 2
-    assert not plan.complete
+    for deadline, iterations in ((0.5, 1), (2.5, 2), (3.5, 3)):
+        times = iter(range(20))  # one second each
+        plan = run(search, world, torch.tensor([[0]]), deadline=deadline, clock=lambda: next(times))  # noqa: B023
+        assert plan.nodes == iterations * 8 * 2
+        assert not plan.complete
     assert run(search, world, torch.tensor([[0]])).complete
+
+
+def test_the_best_of_earlier_iterations_stays_an_elite_and_is_counted_once() -> None:
+    search = CEM(horizon=1, candidates=2, elites=1, iterations=2, smoothing=0.0, objective=HALF)
+    world, state = one(bandit([0.0, 1.0, 2.0])), torch.tensor([[0]])
+    found = _Candidates(
+        torch.tensor([[[[0]], [[1]]]]),
+        torch.ones(1, 2),
+        torch.tensor([[0.0, 1.0]]),
+        torch.zeros(1, 2, dtype=torch.bool),
+    )
+    sampler = _Sampler(Imagination(world, HALF), state, torch.ones(1, 1, 3, dtype=torch.bool), 1, 2)
+    best = _Best(torch.tensor([[[2]]]), torch.ones(1), torch.tensor([2.0]), torch.zeros(1, 3), torch.zeros(1))
+    assert search._frequencies(found, best, sampler).tolist() == [[[[0.0, 0.0, 1.0]]]]
+    assert search._frequencies(found, None, sampler).tolist() == [[[[0.0, 1.0, 0.0]]]]
+    two = replace(search, elites=2)
+    assert two._frequencies(found, None, sampler).tolist() == [[[[0.5, 0.5, 0.0]]]]
+
+
+def test_the_safe_action_wins_ties_wherever_it_stands() -> None:
+    world, state = ParticleWorld([bandit([2.0, 2.0, 2.0, 2.0])], safe_action=2), torch.tensor([[0]])
+    for plan in (Exhaustive().plan(world, state), DenseExhaustive().plan(world, state), run(CEM(), world, state)):
+        assert plan.sequence.tolist() == [[2, 2, 2]]
+    ends = ParticleWorld([table_world([[0, DEAD, 0]], [[-1.0, 5.0, -1.0]])], safe_action=2)
+    for plan in (Exhaustive().plan(ends, state), DenseExhaustive().plan(ends, state), run(CEM(), ends, state)):
+        assert plan.sequence.tolist() == [[1, 2, 2]]
+        assert plan.length.tolist() == [1]
+        assert plan.action_values is not None
+        assert plan.action_values.argmax().item() == 1
+
+
+def test_a_joint_tie_trades_nothing() -> None:
+    world = JointWorld()
+    still = world.start(3, 0)
+    world.GROWTH = (1.0, 1.0, 1.0)  # then every trade only costs
+    plan = run(CEM(horizon=2, candidates=64, elites=8, objective=HALF), world, still)
+    assert plan.sequence.tolist() == [[[5, 5, 5]] * 2] * 3
 
 
 # --- worlds without a safe action -------------------------------------------------------------------------------------
@@ -194,7 +236,19 @@ def test_without_a_safe_action_only_common_actions_are_planned_and_dead_ends_avo
         plan = search.plan(world, state) if isinstance(search, Exhaustive) else run(search, world, state)
         assert plan.sequence.tolist() == [[2, 1]]
         assert plan.value.tolist() == [2.0]
+        assert plan.non_finite.tolist() == [0]
         assert_masks_were_kept(world)
+
+
+def test_where_nothing_is_common_any_more_there_is_no_plan() -> None:
+    first, second = bandit([1.0, 1.0], [True, False]), bandit([1.0, 1.0], [False, True])
+    world, state = ParticleWorld([first, second], safe_action=None), torch.tensor([[0, 0]])
+    for plan in (
+        Exhaustive().plan(world, state), DenseExhaustive().plan(world, state), run(CEM(), world, state)
+    ):  # fmt: skip
+        assert plan.fallback.tolist() == [True]
+        assert plan.non_finite.tolist() == [0]
+    assert_masks_were_kept(world)
 
 
 def test_a_row_without_a_plan_takes_the_lowest_action_that_is_valid_everywhere() -> None:
@@ -259,6 +313,10 @@ def test_wrong_arguments_of_a_call_are_named() -> None:
         search.plan(world, state, noise=torch.zeros(1))
     with pytest.raises(ValueError, match=r"previous: expected int64 \[1, 2\], was torch.int64 \[1, 3\]"):
         run(search, world, state, previous=torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="previous: expected actions from 0 to 1, was"):
+        run(search, world, state, previous=torch.tensor([[0, -3]]))
+    with pytest.raises(ValueError, match="state: expected at least one row, was 0"):
+        run(search, world, state[:0])
     with pytest.raises(ValueError, match=r"particles: expected one of \['all', 'each'\], was 'some'"):
         run(CEM(particles="some"), world, state)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="particles: expected 'all' for joint actions"):
