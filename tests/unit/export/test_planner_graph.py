@@ -1,0 +1,157 @@
+"""The planner's graph plans as the planner does: under masks, limits, penalties, noise and broken numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler
+
+from configs.schema import PlannerConfig
+from envs import TradingDynamics
+from export.errors import ExportError
+from export.onnx_files import onnx_bytes
+from export.planner_graph import PlannerGraph, PlannerOutputs
+from export.states import probe_masks, probe_states
+from masking import RuleSet, register_rule
+from mbpo import TorchPolicy
+from mbpo.planning import PlannerPolicy
+
+ROWS = 60
+
+
+def planner(dynamics: TradingDynamics, *, valued: bool = True, **options: Any) -> PlannerPolicy:
+    config = PlannerConfig(**{"scenarios": 6, "horizon": 2, **options})
+    value = TorchPolicy("value", make_policy(dynamics), make_scaler()) if valued else None
+    return PlannerPolicy(dynamics, make_market_model(), config, seed=0, gamma=0.97, value=value)
+
+
+def rows(dynamics: TradingDynamics, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    state = probe_states(dynamics, make_scaler(), 4 * ROWS, rng)
+    # Enormous cells overflow in one order of operations and not in another.
+    state = state[(np.abs(state) < 1e6).all(axis=1)][:ROWS]
+    return state, probe_masks(dynamics.num_actions, len(state), rng)
+
+
+def decided(graph: PlannerGraph, state: np.ndarray, masks: np.ndarray, seed: int = 0) -> PlannerOutputs:
+    with torch.no_grad():
+        outputs = graph(torch.from_numpy(state), torch.from_numpy(masks), torch.full((len(state),), seed))
+    return PlannerOutputs(*(part.numpy() for part in outputs))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"valued": False},
+        {"scenarios": 1},
+        {"horizon": 3, "scenarios": 5},
+        {"horizon": 1},
+        {"uncertainty_penalty": 3.0},
+        {"control_variate": 0.0},
+    ],
+)
+@pytest.mark.parametrize("limits", [{}, {"min_holding_bars": 0, "max_position_change": 2.0, "max_volatility": 0.3}])
+def test_actions_values_and_sequences_are_those_of_the_planner(limits: dict[str, Any], options: dict[str, Any]) -> None:
+    dynamics = make_dynamics(**limits)
+    policy = planner(dynamics, **options)
+    state, callers = rows(dynamics)
+    masks = np.asarray(dynamics.action_masks(state)) & callers
+    plan, found = policy.plan(state, masks), decided(PlannerGraph(policy), state, callers)
+    np.testing.assert_array_equal(found.action_masks, masks)
+    np.testing.assert_array_equal(found.fallback, plan.fallback.numpy())
+    assert plan.action_values is not None
+    np.testing.assert_allclose(found.action_values, plan.action_values.numpy(), rtol=1e-4, atol=1e-4)
+    # Where values tie up to rounding, either action will do.
+    chosen, wanted = np.arange(len(state)), policy.act(state, masks)
+    same = (found.action == wanted) | np.isclose(
+        found.action_values[chosen, found.action], plan.action_values.numpy()[chosen, wanted], atol=1e-5
+    )
+    assert same.all()
+    assert (found.action == wanted).mean() > 0.9
+    assert masks[np.arange(len(state)), found.action].all()
+    assert len(set(found.action.tolist())) > 2
+
+
+def test_noise_tables_are_picked_by_the_seed_and_the_first_is_the_planners() -> None:
+    dynamics = make_dynamics()
+    policy = planner(dynamics, control_variate=0.0)
+    graph = PlannerGraph(policy, noise_tables=3)
+    state, callers = rows(dynamics)
+    values = [decided(graph, state, callers, seed).value for seed in range(4)]
+    np.testing.assert_array_equal(values[0], values[3])
+    assert not np.array_equal(values[0], values[1])
+    assert not np.array_equal(values[1], values[2])
+    np.testing.assert_array_equal(values[0], decided(PlannerGraph(policy), state, callers).value)
+
+
+def test_what_cannot_be_decided_holds_and_says_so() -> None:
+    dynamics = make_dynamics()
+    graph = PlannerGraph(planner(dynamics))
+    state, callers = rows(dynamics)
+    state, callers = state[:4].copy(), np.ones_like(callers[:4])
+    state[1, 0], state[2, dynamics.state_names.index("open_pnl")], callers[3] = np.nan, np.nan, False
+    found = decided(graph, state, callers)
+    assert found.fallback.tolist() == [False, True, True, True]
+    assert found.action[1:].tolist() == [0, 0, 0]
+    assert found.value[1:].tolist() == [0.0, 0.0, 0.0]
+    assert np.isfinite(found.value).all()
+
+
+def test_one_file_decides_alike_for_any_batch() -> None:
+    import onnxruntime
+
+    dynamics = make_dynamics()
+    policy = planner(dynamics, valued=False, scenarios=4)
+    graph = PlannerGraph(policy, noise_tables=2)
+    example = {
+        "state": torch.zeros(3, len(dynamics.state_names)),
+        "caller_masks": torch.ones(3, dynamics.num_actions, dtype=torch.bool),
+        "seed": torch.zeros(3, dtype=torch.int64),
+    }
+    session = onnxruntime.InferenceSession(onnx_bytes(graph, example, PlannerOutputs._fields, {}))
+    state, callers = rows(dynamics)
+    expected = decided(graph, state, callers, seed=1)
+    for batch in (1, 2, len(state)):
+        parts = [
+            session.run(
+                None,
+                {
+                    "state": state[first : first + batch],
+                    "caller_masks": callers[first : first + batch],
+                    "seed": np.ones(min(batch, len(state) - first), dtype=np.int64),
+                },
+            )
+            for first in range(0, len(state), batch)
+        ]
+        found = PlannerOutputs(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        np.testing.assert_array_equal(found.action, expected.action)
+        np.testing.assert_array_equal(found.action_masks, expected.action_masks)
+        np.testing.assert_allclose(found.value, expected.value, rtol=1e-4, atol=1e-5)
+
+
+@register_rule("test_sideways")
+@dataclass(frozen=True, kw_only=True)
+class Sideways:
+    """Looks along an axis, which is another one where actions come first."""
+
+    fields: ClassVar[tuple[str, ...]] = ("position",)
+
+    def __call__(self, state: Any) -> Any:
+        target = state["target_position"]
+        return target < (target.amax(1, keepdims=True) if isinstance(target, torch.Tensor) else target.max(1)[:, None])
+
+
+def test_searches_and_rules_that_have_no_such_graph_are_refused() -> None:
+    dynamics = make_dynamics()
+    with pytest.raises(ExportError, match="search: expected an exhaustive one"):
+        PlannerGraph(planner(dynamics, search="cem"))
+    with pytest.raises(ExportError, match="search: expected an exhaustive one"):
+        PlannerGraph(planner(dynamics, tail=0.5))
+    sideways = dynamics.with_rule_set(RuleSet((*dynamics.rule_set.rules, Sideways()), dynamics.rule_set.actions))
+    with pytest.raises(ExportError, match="rule set: expected"):
+        PlannerGraph(planner(sideways, valued=False))
