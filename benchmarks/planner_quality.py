@@ -137,7 +137,8 @@ def planning_decider(model: WorldModel, policy: StrictMaskablePolicy, search: Se
     policy.set_training_mode(False)
 
     def value(obs: torch.Tensor) -> torch.Tensor:
-        return policy.predict_values(obs).squeeze(1)
+        values: torch.Tensor = policy.predict_values(obs)
+        return values.squeeze(1)
 
     joint = len(model.sizes.num_actions) > 1
     planning = JointWorldPlanning(model, hold=HOLD, value=value) if joint else WorldPlanning(model, value=value)

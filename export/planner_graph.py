@@ -166,7 +166,8 @@ class PlannerGraph(nn.Module):
         """Reward less the charge for uncertainty. Args: doubt [B], disagreement before the bar."""
         if not self.penalty:
             return reward
-        return reward - self.penalty * doubt[:, None, None, None] * account.position.abs()
+        size: Tensor = account.position.abs()
+        return reward - self.penalty * doubt[:, None, None, None] * size
 
     def masks(self, account: Account, alive: Tensor, bar: _Bar) -> Tensor:
         """What every living scenario allows after a bar: bool [B, N, A]. Args: account, alive [B, N, 1, S]."""

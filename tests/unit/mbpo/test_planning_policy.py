@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from evaluation import backtest
 from masking import DrawdownLadder, InvalidMaskError, MaskingError
 from masking.strict_policy import StrictMaskablePolicy
 from mbpo import TorchPolicy, planning
+from mbpo.control_variate import unforeseen_reward
 from mbpo.planning import PlannerPolicy
+from planner import CEM, Exhaustive
 from world_model import MarketModel
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
@@ -120,33 +123,43 @@ def test_the_policy_decides_between_equal_sequences_and_between_no_others() -> N
 
 def brute_force(policy: PlannerPolicy, row: np.ndarray, masks: np.ndarray) -> dict[tuple[int, ...], float]:
     # Every sequence through every scenario on its own, in NumPy and float64: value of each that is valid throughout.
-    dynamics, horizon, scenarios = policy.dynamics, policy.config.horizon, policy.config.scenarios
-    features, uncertainty, *_ = policy.imagine(torch.as_tensor(row[None, : len(NAMES)]))
-    bars, doubts = features[:, 0].double().numpy(), uncertainty[:, 0].double().numpy()
+    dynamics, config = policy.dynamics, policy.config
+    imagined = policy.imagine(torch.as_tensor(row[None, : len(NAMES)]))
+    bars, doubts, means, variances = (part[:, 0].double().numpy() for part in imagined)
     values = {}
-    for sequence in itertools.product(range(dynamics.num_actions), repeat=horizon):
-        total, valid, last = 0.0, bool(masks[sequence[0]]), []
-        for scenario in range(scenarios):
+    for sequence in itertools.product(range(dynamics.num_actions), repeat=config.horizon):
+        totals, valid, last = np.zeros(config.scenarios), bool(masks[sequence[0]]), []
+        for scenario in range(config.scenarios):
             account = dynamics.account_from_state(row[None], np.float64)
             for t, action in enumerate(sequence):
                 if t:
                     state = dynamics.state_row(bars[t - 1, scenario][None], account, doubts[t][None])
                     valid &= bool(dynamics.action_masks(state)[0, action])
-                account, _, reward = dynamics.step(account, np.array([action]), bars[t, scenario][None])
-                total += policy.gamma**t * float(reward[0]) / scenarios
+                held, bar = account.position[0], bars[t, scenario]
+                account, outcome, reward = dynamics.step(account, np.array([action]), bar[None])
+                luck = unforeseen_reward(
+                    dynamics.reward,
+                    (held, outcome.target[0]),
+                    tuple(bar[:2]),
+                    means[t, scenario],
+                    variances[t, scenario],
+                )
+                charge = config.uncertainty_penalty * doubts[t] * abs(account.position[0])
+                totals[scenario] += policy.gamma**t * (reward[0] - config.control_variate * luck - charge)
                 if account.killed[0]:
                     break
             else:
-                last.append((bars[-1, scenario], *(column[0] for column in account)))
+                last.append((scenario, bars[-1, scenario], *(column[0] for column in account)))
         if policy.value is not None and last:
             # What is left of the scenarios is judged at their mean.
-            mean, *columns = (np.mean(part, axis=0) for part in zip(*last, strict=True))
+            left, *rest = zip(*last, strict=True)
+            mean, *columns = (np.mean(part, axis=0) for part in rest)
             state = dynamics.state_row(mean[None], Account(*(np.array([part]) for part in columns)), doubts[-1][None])
-            total += (
-                policy.gamma**horizon * float(policy.value.values(torch.as_tensor(state))[0]) * len(last) / scenarios
-            )
+            worth = float(policy.value.values(torch.as_tensor(state))[0])
+            totals[list(left)] += policy.gamma**config.horizon * worth
         if valid:
-            values[sequence] = total
+            worst = max(1, math.ceil(config.tail * config.scenarios))
+            values[sequence] = float(np.sort(totals)[:worst].mean())
     return values
 
 
@@ -163,10 +176,19 @@ LADDER = DrawdownLadder(soft=0.02, hard=0.04, kill=0.06, cooldown_bars=2)
         ({**LOOSE, "ladder": LADDER}, {"position": 0.75, "drawdown": 0.015, "holding_time": 9}),
     ],
 )
-@pytest.mark.parametrize("value", [None, Wish(0.7, HOLD)])
-def test_the_plan_is_the_best_of_all_sequences_by_brute_force(limits, columns, value) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"value": Wish(0.7, HOLD)},
+        {"control_variate": 1.0},
+        {"control_variate": 0.5, "uncertainty_penalty": 4.0, "value": Wish(0.7, HOLD)},
+        {"tail": 0.4, "value": Wish(0.7, HOLD)},
+    ],
+)
+def test_the_plan_is_the_best_of_all_sequences_by_brute_force(limits, columns, options) -> None:
     dynamics = planned_dynamics(cost_rate=2e-3, **limits)
-    policy = planner(dynamics, Drift(volatility=0.03, tilt=0.002), scenarios=5, gamma=0.9, value=value)
+    policy = planner(dynamics, Drift(volatility=0.03, tilt=0.002), scenarios=5, gamma=0.9, **options)
     row = states(dynamics, [0.004], **columns)
     masks = dynamics.action_masks(row)
     plan = policy.plan(row, masks)
@@ -176,6 +198,26 @@ def test_the_plan_is_the_best_of_all_sequences_by_brute_force(limits, columns, v
         assert float(plan.action_values[0, action]) == pytest.approx(expected, abs=1e-4)
     sequence = tuple(plan.sequence[0].tolist())
     assert values[sequence] == pytest.approx(max(values.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("search", ["cem", "random_shooting"])
+def test_sampled_plans_are_valid_and_come_close_to_the_exact_one(search: str) -> None:
+    dynamics = planned_dynamics(cost_rate=2e-3)
+    market, rows = Drift(volatility=0.02), states(dynamics, list(np.linspace(-0.01, 0.01, 12)))
+    masks = dynamics.action_masks(rows)
+    exact = planner(dynamics, market).plan(rows, masks)
+    sampled = planner(dynamics, market, search=search, candidates=256, elites=16)
+    found = sampled.plan(rows, masks)
+    assert (found.value <= exact.value + 1e-9).all()
+    assert (exact.value - found.value < 0.02).all()
+    np.testing.assert_array_equal(sampled.act(rows[:1], masks[:1]), sampled.act(rows, masks)[:1])
+    assert masks[np.arange(len(rows)), sampled.act(rows, masks)].all()
+
+
+def test_auto_is_exact_while_the_tree_fits() -> None:
+    dynamics = planned_dynamics()
+    assert isinstance(planner(dynamics, search="auto", max_nodes=399).search, Exhaustive)
+    assert isinstance(planner(dynamics, search="auto", max_nodes=398).search, CEM)
 
 
 def test_scenarios_in_which_everything_is_killed_end_the_plan_and_pay_nothing_more() -> None:
