@@ -292,6 +292,11 @@ class ExportConfig(Section):
     """States on which torch and ONNX must choose the same action."""
     parity_tolerance: Positive = 1e-5
     """Largest probability difference."""
+    planner: bool = False
+    """Whether the bundle gets the planner of the section `planner` as well, which must be an exhaustive one; its graph
+    takes half a minute to a few minutes to write."""
+    noise_tables: Count = 8
+    """Noise tables of the planner graph that its seed picks from."""
     latency_decisions: Annotated[int, Field(ge=100)] = 10_000
     """Single decisions timed after training."""
     latency_budget_ms: Positive = 50.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,18 @@ from export.errors import ExportError, ParityError
 from export.graphs import MaskGraph, PolicyGraph, UncertaintyGraph, check_policy
 from export.onnx_files import EXAMPLE_BATCH, onnx_bytes
 from export.parity import ParityReport, check_parity
+from export.planner_graph import PlannerGraph
 from export.reference import Reference
 from export.states import probe_masks, probe_states
 from masking.ruleset import rule_name, rule_parameters
-from serving import BundleError, Golden, Manifest, PolicyOutputs, open_bundle
+from mbpo.planning import PlannerPolicy
+from serving import BundleError, Golden, Manifest, PlannerOutputs, PolicyOutputs, open_bundle
+from serving.golden import GoldenPlan
 from serving.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     MASK_FILE,
+    PLANNER_FILE,
     POLICY_FILE,
     RULES_FILE,
     SCALER_FILE,
@@ -59,6 +63,8 @@ def write_bundle(
     scaler: Scaler,
     policy: MaskableActorCriticPolicy,
     market_model: Any,
+    planner: PlannerPolicy | None = None,
+    noise_tables: int = 1,
     fields: Sequence[Field],
     data_hash: str,
     config_hash: str,
@@ -77,6 +83,8 @@ def write_bundle(
         scaler: raw state columns to observation.
         policy: trained policy; it is copied, never changed.
         market_model: gives `model_uncertainty`; a `world_model.MarketModel`.
+        planner: exhaustive planner over the same market model; None writes a bundle without one.
+        noise_tables: of the planner, for the caller's seed to pick from.
         fields: the M feature columns, as in `dynamics.feature_names`.
         data_hash: provenance, stored as given, like the next three.
         config_hash: of the configuration that trained the policy.
@@ -96,10 +104,14 @@ def write_bundle(
     reference = Reference(dynamics, scaler, policy, market_model)
     with atomic_directory(destination) as folder:
         contents = _graph_files(dynamics, scaler, policy, market_model)
+        plans = None
+        if planner is not None:
+            plans = PlannerGraph(planner, noise_tables=noise_tables)
+            contents[PLANNER_FILE] = _planner_file(plans, dynamics, scaler)
         contents |= {
             RULES_FILE: _json({"hash": dynamics.rule_set.hash, **dynamics.rule_set.to_dict()}),
             SCALER_FILE: _json(scaler.to_dict()),
-            GOLDEN_FILE: _json(_golden(reference, np.random.default_rng([seed, GOLDEN_ROWS])).to_dict()),
+            GOLDEN_FILE: _json(_golden(reference, plans, np.random.default_rng([seed, GOLDEN_ROWS])).to_dict()),
         }
         manifest = Manifest.create(
             state_names=list(dynamics.state_names),
@@ -107,6 +119,7 @@ def write_bundle(
             actions={"factors": dynamics.rule_set.actions.factors, "names": dynamics.rule_set.actions.names},
             rule_set_hash=dynamics.rule_set.hash,
             limits={rule_name(rule): rule_parameters(rule) for rule in dynamics.rule_set.rules},
+            planner=None if plans is None else {"horizon": plans.horizon, "noise_tables": noise_tables},
             provenance={
                 "data_hash": data_hash,
                 "config_hash": config_hash,
@@ -124,7 +137,7 @@ def write_bundle(
         except BundleError as error:
             raise ParityError(f"the written bundle does not open: {error}") from error
         parity = check_parity(
-            bundle, reference, count=parity_states, tolerance=parity_tolerance, seed=seed, states=states
+            bundle, reference, planner, count=parity_states, tolerance=parity_tolerance, seed=seed, states=states
         )
     return BundleInfo(Path(destination), manifest.bundle_hash, parity)
 
@@ -148,11 +161,8 @@ def _check_columns(
 def _graph_files(
     dynamics: TradingDynamics, scaler: Scaler, policy: MaskableActorCriticPolicy, market_model: Any
 ) -> dict[str, bytes]:
-    layout = layout_hash(dynamics.state_names, dynamics.feature_names, dynamics.rule_set.actions.factors)
-    numbers = np.stack([scaler.centre, scaler.scale])
-
     def metadata(role: str) -> dict[str, str]:
-        return graph_metadata(role, layout=layout, rule_set_hash=dynamics.rule_set.hash, scaler=numbers)
+        return _metadata(role, dynamics, scaler)
 
     state = torch.zeros(EXAMPLE_BATCH, len(dynamics.state_names))
     callers = torch.ones(EXAMPLE_BATCH, dynamics.num_actions, dtype=torch.bool)
@@ -171,13 +181,34 @@ def _graph_files(
     }
 
 
-def _golden(reference: Reference, rng: np.random.Generator) -> Golden:
+def _planner_file(graph: PlannerGraph, dynamics: TradingDynamics, scaler: Scaler) -> bytes:
+    example = {
+        "state": torch.zeros(EXAMPLE_BATCH, len(dynamics.state_names)),
+        "caller_masks": torch.ones(EXAMPLE_BATCH, dynamics.num_actions, dtype=torch.bool),
+        "seed": torch.zeros(EXAMPLE_BATCH, dtype=torch.int64),
+    }
+    return onnx_bytes(graph, example, PlannerOutputs._fields, _metadata(PLANNER_FILE, dynamics, scaler))
+
+
+def _metadata(role: str, dynamics: TradingDynamics, scaler: Scaler) -> dict[str, str]:
+    layout = layout_hash(dynamics.state_names, dynamics.feature_names, dynamics.rule_set.actions.factors)
+    numbers = np.stack([scaler.centre, scaler.scale])
+    return graph_metadata(role, layout=layout, rule_set_hash=dynamics.rule_set.hash, scaler=numbers)
+
+
+def _golden(reference: Reference, plans: PlannerGraph | None, rng: np.random.Generator) -> Golden:
     # Infinite and enormous cells are parity's business: JSON has no infinity, and 3e38 squared is none either.
     pool = probe_states(reference.dynamics, reference.scaler, 4 * GOLDEN_ROWS, rng)
     state = pool[(np.abs(pool) < 1e6).all(axis=1)][:GOLDEN_ROWS].copy()
     state[-1, 0] = np.nan
     callers = probe_masks(reference.dynamics.num_actions, len(state), rng)
-    return Golden(state, callers, reference.decide(state, callers), reference.uncertainty(state))
+    golden = Golden(state, callers, reference.decide(state, callers), reference.uncertainty(state))
+    if plans is None:
+        return golden
+    with torch.no_grad():
+        found = plans(torch.from_numpy(state), torch.from_numpy(callers), torch.from_numpy(golden.seeds))
+    plan = GoldenPlan(*(getattr(found, name).numpy() for name in GoldenPlan._fields))
+    return replace(golden, plan=plan)
 
 
 def _json(obj: Any) -> bytes:

@@ -11,7 +11,7 @@ Letters: B batch, N nodes of a depth, A actions, S scenarios, H horizon, M featu
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,27 +27,11 @@ from masking.probe_states import probe_states
 from mbpo.control_variate import unforeseen_reward
 from mbpo.planning import PlannerPolicy
 from planner import Exhaustive
+from serving import PlannerOutputs
 from world_model.volatility import BAR_MOVES
 
 PROBES = 500
 """States on which rules are compared in both of their layouts."""
-
-
-class PlannerOutputs(NamedTuple):
-    """What the graph returns."""
-
-    action: Any
-    """int64 [B]: first action of the best valid sequence, Hold where there is none."""
-    value: Any
-    """[B]: of that sequence, 0 where there is none."""
-    action_values: Any
-    """[B, A]: of the best sequence that begins with each action, -inf where masked or never finite."""
-    sequence: Any
-    """int64 [B, H]: Hold from where all scenarios have ended."""
-    action_masks: Any
-    """bool [B, A]: rules and caller's masks combined; Hold alone where nothing is left."""
-    fallback: Any
-    """bool [B]: no plan, so it holds."""
 
 
 class _Bar(NamedTuple):

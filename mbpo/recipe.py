@@ -91,6 +91,11 @@ def mixed_env(
     )
 
 
+def final_risk_aversion(config: DetentConfig, dynamics: TradingDynamics, forecast: Forecast) -> float:
+    """Risk aversion of the reward that MBPO's value function has learned in the end. Arguments as in `mixed_env`."""
+    return _risk_aversion(config, dynamics, forecast).last
+
+
 def _risk_aversion(config: DetentConfig, dynamics: TradingDynamics, forecast: Forecast) -> Ramp:
     shared, share = dynamics.reward.risk_aversion, config.mbpo.risk_aversion_ramp
     own = shared if config.mbpo.risk_aversion is None else config.mbpo.risk_aversion

@@ -13,7 +13,9 @@ from configs import ConfigError, config_hash, load_config
 from data import DataError
 from envs import observation_scaler
 from export import BundleInfo, write_bundle
-from mbpo import TorchPolicy, historical_uncertainty
+from mbpo import TorchPolicy, historical_forecast, historical_uncertainty
+from mbpo.planning import PlannerPolicy
+from mbpo.recipe import final_risk_aversion
 from pipeline.inputs import RunInputs, load_inputs
 from pipeline.provenance import git_commit
 from pipeline.training import MBPO_NAME
@@ -34,12 +36,21 @@ def bundle_run(
     Raises: ParityError, ExportError, FileExistsError, OSError; nothing is left at the destination then.
     """
     config = inputs.config
+    planner = None
+    if config.export.planner:
+        forecast = historical_forecast(market_model, inputs.train.values)
+        dynamics = inputs.dynamics.with_risk_aversion(final_risk_aversion(config, inputs.dynamics, forecast))
+        planner = PlannerPolicy(
+            dynamics, market_model, config.planner, seed=config.seed, gamma=config.mbpo.ppo.gamma, value=policy
+        )
     return write_bundle(
         destination,
         dynamics=inputs.dynamics,
         scaler=policy.scaler,
         policy=policy.network,
         market_model=market_model,
+        planner=planner,
+        noise_tables=config.export.noise_tables,
         fields=inputs.table.fields,
         data_hash=inputs.data_hash,
         config_hash=config_hash(config),

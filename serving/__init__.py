@@ -5,7 +5,7 @@ defined here and proves them through the reader defined here.
 """
 
 from serving.bundle import Bundle, open_bundle
-from serving.decide import Decision, Decisions, OnnxPolicy
+from serving.decide import Decision, Decisions, OnnxPlanner, OnnxPolicy
 from serving.errors import (
     BundleError,
     BundleFormatError,
@@ -15,7 +15,7 @@ from serving.errors import (
     GoldenMismatchError,
     ServingError,
 )
-from serving.golden import Golden, PolicyOutputs
+from serving.golden import Golden, PlannerOutputs, PolicyOutputs
 from serving.manifest import FORMAT_VERSION, Manifest, Provenance
 
 __all__ = [
@@ -31,7 +31,9 @@ __all__ = [
     "Golden",
     "GoldenMismatchError",
     "Manifest",
+    "OnnxPlanner",
     "OnnxPolicy",
+    "PlannerOutputs",
     "PolicyOutputs",
     "Provenance",
     "ServingError",

@@ -21,11 +21,20 @@ from data import DataError, Scaler, canonical_json, sha256_bytes
 from masking import MaskingError, RuleSet
 from masking.ruleset import rule_name, rule_parameters
 from serving.errors import BundleFormatError, BundleIntegrityError, BundleMismatchError, GoldenMismatchError
-from serving.golden import GOLDEN_TOLERANCE, Golden, PolicyOutputs, difference
+from serving.golden import (
+    GOLDEN_TOLERANCE,
+    PLAN_TOLERANCE,
+    Golden,
+    PlannerOutputs,
+    PolicyOutputs,
+    difference,
+    plan_difference,
+)
 from serving.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     MASK_FILE,
+    PLANNER_FILE,
     POLICY_FILE,
     RULES_FILE,
     SCALER_FILE,
@@ -50,6 +59,8 @@ class Bundle:
     policy_session: Any
     mask_session: Any
     uncertainty_session: Any
+    planner_session: Any = None
+    """None where the bundle has no planner."""
 
     @property
     def hash(self) -> str:
@@ -75,6 +86,18 @@ class Bundle:
         uncertainty: npt.NDArray[np.float32] = self.uncertainty_session.run(None, {"features": features})[0]
         return uncertainty
 
+    def run_planner(
+        self, state: npt.NDArray[np.float32], caller_masks: npt.NDArray[np.bool_], seed: npt.NDArray[np.int64]
+    ) -> PlannerOutputs:
+        """Planner graph as exported. state [B, S]; caller_masks [B, A]; seed [B].
+
+        Raises: BundleMismatchError where the bundle has no planner.
+        """
+        if self.planner_session is None:
+            raise BundleMismatchError(f"{self.path}: expected a bundle with a planner, was one without")
+        inputs = {"state": state, "caller_masks": caller_masks, "seed": seed}
+        return PlannerOutputs(*self.planner_session.run(None, inputs))
+
 
 def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) -> Bundle:
     """Read, verify and load a bundle.
@@ -89,7 +112,9 @@ def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) 
     rule_set = _load_rules(manifest, contents[RULES_FILE])
     scaler = _load_scaler(manifest, contents[SCALER_FILE])
     size = len(manifest.state_names), rule_set.actions.num_actions
-    golden = Golden.from_dict(_json_object(GOLDEN_FILE, contents[GOLDEN_FILE]), *size)
+    golden = Golden.from_dict(
+        _json_object(GOLDEN_FILE, contents[GOLDEN_FILE]), *size, planner=manifest.planner is not None
+    )
     sessions = {role: _load_graph(role, contents[role], manifest, scaler) for role in _signatures(manifest)}
     bundle = Bundle(
         directory,
@@ -100,6 +125,7 @@ def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) 
         policy_session=sessions[POLICY_FILE],
         mask_session=sessions[MASK_FILE],
         uncertainty_session=sessions[UNCERTAINTY_FILE],
+        planner_session=sessions.get(PLANNER_FILE),
     )
     _check_golden(bundle)
     return bundle
@@ -201,9 +227,10 @@ def _signatures(manifest: Manifest) -> Mapping[str, tuple[tuple[Port, ...], tupl
     columns, actions = len(manifest.state_names), len(manifest.actions.names)
     state: Port = ("state", "tensor(float)", ("B", columns))
     masks: Port = ("action_masks", "tensor(bool)", ("B", actions))
-    return {
+    callers: Port = ("caller_masks", "tensor(bool)", ("B", actions))
+    graphs: dict[str, tuple[tuple[Port, ...], tuple[Port, ...]]] = {
         POLICY_FILE: (
-            (state, ("caller_masks", "tensor(bool)", ("B", actions))),
+            (state, callers),
             (
                 ("action", "tensor(int64)", ("B",)),
                 ("probabilities", "tensor(float)", ("B", actions)),
@@ -218,6 +245,19 @@ def _signatures(manifest: Manifest) -> Mapping[str, tuple[tuple[Port, ...], tupl
             (("model_uncertainty", "tensor(float)", ("B",)),),
         ),
     }
+    if manifest.planner is not None:
+        graphs[PLANNER_FILE] = (
+            (state, callers, ("seed", "tensor(int64)", ("B",))),
+            (
+                ("action", "tensor(int64)", ("B",)),
+                ("value", "tensor(float)", ("B",)),
+                ("action_values", "tensor(float)", ("B", actions)),
+                ("sequence", "tensor(int64)", ("B", manifest.planner.horizon)),
+                masks,
+                ("fallback", "tensor(bool)", ("B",)),
+            ),
+        )
+    return graphs
 
 
 def _load_graph(role: str, data: bytes, manifest: Manifest, scaler: Scaler) -> Any:
@@ -270,6 +310,11 @@ def _check_golden(bundle: Bundle) -> None:
     rules = bundle.rule_set({name: golden.state[:, index] for name, index in bundle.rule_columns.items()})
     if not np.array_equal(bundle.run_masks(golden.state), rules):
         raise GoldenMismatchError(f"{MASK_FILE}: expected the masks of {RULES_FILE} on the golden states, was others")
+    if golden.plan is not None:
+        plans = bundle.run_planner(golden.state, golden.caller_masks, golden.seeds)
+        found = plan_difference(golden.plan, plans, PLAN_TOLERANCE)
+        if found is not None:
+            raise GoldenMismatchError(f"{PLANNER_FILE}: golden {found}")
     num_features = len(bundle.manifest.feature_fields)
     uncertainty = bundle.run_uncertainty(np.ascontiguousarray(golden.state[:, :num_features]))
     if not np.allclose(uncertainty, golden.uncertainty, rtol=1e-4, atol=GOLDEN_TOLERANCE, equal_nan=True):

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from masking import HOLD
 from serving.bundle import Bundle
-from serving.errors import DecisionInputError
+from serving.errors import BundleMismatchError, DecisionInputError
+from serving.golden import PolicyOutputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Decision:
     value: float
     fallback: bool
     overridden: bool
+    planned: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,8 @@ class Decisions:
     """[B], True where the graph could not decide: state or network not finite, or no action left. Hold then."""
     overridden: npt.NDArray[np.bool_]
     """[B], True where the graph's action failed the last check and was replaced by Hold."""
+    planned: npt.NDArray[np.bool_]
+    """[B], True where the planner decided; its probability is 1 then, and `value` that of the plan."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -58,6 +62,7 @@ class Decisions:
             float(self.value[index]),
             bool(self.fallback[index]),
             bool(self.overridden[index]),
+            bool(self.planned[index]),
         )
 
 
@@ -94,9 +99,18 @@ class OnnxPolicy:
         Raises: DecisionInputError on type, dtype or shape.
         """
         rows = self._checked_state(state)
-        batch = len(rows)
-        callers = self._checked_masks(caller_masks, batch)
+        callers = self._checked_masks(caller_masks, len(rows))
         outputs = self.bundle.run_policy(rows, callers)
+        return self._last_check(rows, callers, outputs, np.zeros(len(rows), dtype=np.bool_))
+
+    def _last_check(
+        self,
+        rows: npt.NDArray[np.float32],
+        callers: npt.NDArray[np.bool_],
+        outputs: PolicyOutputs,
+        planned: npt.NDArray[np.bool_],
+    ) -> Decisions:
+        batch = len(rows)
         masks = self._rules({name: rows[:, index] for name, index in self._rule_columns})
         masks &= callers
         masks[:, HOLD] |= ~masks.any(axis=1)
@@ -108,7 +122,7 @@ class OnnxPolicy:
             probabilities[overridden, HOLD] = 1.0
             with self._lock:
                 self.overridden_total += int(overridden.sum())
-        return Decisions(actions, probabilities, masks, outputs.value, outputs.fallback, overridden)
+        return Decisions(actions, probabilities, masks, outputs.value, outputs.fallback, overridden, planned)
 
     def act(self, state: npt.NDArray[np.float32], action_masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Actions [B] for states [B, S] under the environment's masks [B, A]."""
@@ -142,3 +156,33 @@ class OnnxPolicy:
         if array.ndim not in (1, 2) or array.shape[-1] != width or array.size == 0:
             raise DecisionInputError(f"{name}: expected [B >= 1, {width}] or [{width}], was {list(array.shape)}")
         return np.ascontiguousarray(array if array.ndim == 2 else array[None, :])
+
+
+class OnnxPlanner(OnnxPolicy):
+    """The exported planner behind the same last check; where it has no plan the policy decides, and then Hold."""
+
+    def __init__(self, bundle: Bundle, name: str = "onnx_planner", *, seed: int = 0) -> None:
+        """Open for decisions.
+
+        Args: seed: picks the noise table of every decision.
+        Raises: BundleMismatchError where the bundle has no planner.
+        """
+        super().__init__(bundle, name)
+        if bundle.planner_session is None:
+            raise BundleMismatchError(f"{bundle.path}: expected a bundle with a planner, was one without")
+        self.seed = seed
+
+    def decide(self, state: npt.NDArray[np.float32], caller_masks: npt.NDArray[np.bool_] | None = None) -> Decisions:
+        """Choose the first actions of plans; arguments and errors as `OnnxPolicy.decide`."""
+        rows = self._checked_state(state)
+        callers = self._checked_masks(caller_masks, len(rows))
+        plans = self.bundle.run_planner(rows, callers, np.full(len(rows), self.seed, dtype=np.int64))
+        planned = ~plans.fallback
+        sure = np.zeros((len(rows), self._num_actions), dtype=np.float32)
+        sure[np.arange(len(rows)), plans.action] = 1.0
+        chosen = PolicyOutputs(plans.action, sure, plans.action_masks, plans.value, plans.fallback)
+        if not planned.all():
+            policy = self.bundle.run_policy(rows[plans.fallback], callers[plans.fallback])
+            for ours, theirs in zip(chosen, policy, strict=True):
+                ours[plans.fallback] = theirs
+        return self._last_check(rows, callers, chosen, planned)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from serving.errors import BundleFormatError
 
+PLAN_TOLERANCE = 1e-4
+"""Largest difference of a plan's value between machines, relative to 1 + its size: a plan sums up many numbers."""
 GOLDEN_TOLERANCE = 1e-5
 """Largest probability difference between machines; another vector width moves float32 by about 1e-7."""
 TIE = 1e-6
@@ -36,27 +38,60 @@ class PolicyOutputs(NamedTuple):
     """[B], True where the graph could not decide and took Hold."""
 
 
+class PlannerOutputs(NamedTuple):
+    """Outputs of the planner graph, in graph order. Letters: B batch, A actions, H horizon."""
+
+    action: Any
+    """int64 [B]: first action of the best valid sequence, Hold where there is none."""
+    value: Any
+    """[B]: of that sequence, 0 where there is none."""
+    action_values: Any
+    """[B, A]: of the best sequence that begins with each action, -inf where masked or never finite."""
+    sequence: Any
+    """int64 [B, H]: Hold from where all scenarios have ended."""
+    action_masks: Any
+    """bool [B, A]: rules and caller's masks combined; Hold alone where nothing is left."""
+    fallback: Any
+    """bool [B]: no plan, so it holds."""
+
+
+class GoldenPlan(NamedTuple):
+    """What the planner decided for the golden inputs, each row with its own number as seed."""
+
+    action: npt.NDArray[np.int64]
+    value: npt.NDArray[np.float32]
+    fallback: npt.NDArray[np.bool_]
+
+
 @dataclass(frozen=True, eq=False)
 class Golden:
     """Golden inputs and expected outputs.
 
     Attributes: state [G, S] raw, NaN allowed; caller_masks [G, A]; expected; uncertainty [G], NaN where the
-        features are not finite.
+        features are not finite; plan, None where the bundle has no planner.
     """
 
     state: npt.NDArray[np.float32]
     caller_masks: npt.NDArray[np.bool_]
     expected: PolicyOutputs
     uncertainty: npt.NDArray[np.float32]
+    plan: GoldenPlan | None = None
+
+    @property
+    def seeds(self) -> npt.NDArray[np.int64]:
+        """Seeds [G] of the golden plans."""
+        return np.arange(len(self.state), dtype=np.int64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary; NaN becomes None, float32 survives exactly."""
         arrays = {"state": self.state, "caller_masks": self.caller_masks, "uncertainty": self.uncertainty}
         arrays |= self.expected._asdict()
+        if self.plan is not None:
+            arrays |= {f"plan_{name}": array for name, array in self.plan._asdict().items()}
         return {name: _to_lists(array) for name, array in arrays.items()}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], num_columns: int, num_actions: int) -> Golden:
+    def from_dict(cls, raw: Mapping[str, Any], num_columns: int, num_actions: int, *, planner: bool = False) -> Golden:
         """Inverse of `to_dict`. Raises: BundleFormatError naming the array that is missing or misshapen."""
         rows = len(raw["state"]) if isinstance(raw.get("state"), list) else 0
         if rows == 0:
@@ -71,11 +106,44 @@ class Golden:
             "fallback": (np.bool_, (rows,)),
             "uncertainty": (np.float32, (rows,)),
         }
+        plans: dict[str, tuple[type[Any], tuple[int, ...]]] = {
+            "plan_action": (np.int64, (rows,)),
+            "plan_value": (np.float32, (rows,)),
+            "plan_fallback": (np.bool_, (rows,)),
+        }
+        if planner:
+            shapes |= plans
         if set(raw) != set(shapes):
             raise BundleFormatError(f"golden: expected {sorted(shapes)}, was {sorted(raw)}")
         arrays = {name: _to_array(name, raw[name], *form) for name, form in shapes.items()}
         expected = PolicyOutputs(*(arrays[name] for name in PolicyOutputs._fields))
-        return cls(arrays["state"], arrays["caller_masks"], expected, arrays["uncertainty"])
+        plan = GoldenPlan(*(arrays[name] for name in plans)) if planner else None
+        return cls(arrays["state"], arrays["caller_masks"], expected, arrays["uncertainty"], plan)
+
+
+def plan_difference(expected: GoldenPlan, actual: PlannerOutputs, tolerance: float) -> str | None:
+    """Say where plans first differ, or None if they agree.
+
+    Fallback flags must be equal, values lie within `tolerance` relative to their size, actions be equal or tied within
+    the same, and no action be one its mask forbids.
+    """
+    rows = np.arange(len(expected.action))
+    slack = tolerance * (1.0 + np.abs(expected.value))
+    valid = actual.action_masks[rows, actual.action] | actual.fallback
+    tied = np.abs(actual.action_values[rows, expected.action] - actual.value) <= slack
+    bad = {
+        "fallback": expected.fallback != actual.fallback,
+        "value": ~(np.abs(expected.value - actual.value) <= slack),
+        "action": ((expected.action != actual.action) & ~tied) | ~valid,
+    }
+    for name, wrong in bad.items():
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            return (
+                f"plan {name}: row {row}: expected {getattr(expected, name)[row]}, was {getattr(actual, name)[row]} "
+                f"({int(wrong.sum())} of {len(rows)} rows differ)"
+            )
+    return None
 
 
 def difference(expected: PolicyOutputs, actual: PolicyOutputs, tolerance: float) -> str | None:

@@ -17,16 +17,17 @@ from pydantic import Field as Bounds
 from data import DataError, Field, canonical_json, sha256_bytes
 from serving.errors import BundleFormatError, BundleIntegrityError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 POLICY_FILE = "policy.onnx"
 MASK_FILE = "mask.onnx"
 UNCERTAINTY_FILE = "uncertainty.onnx"
+PLANNER_FILE = "planner.onnx"
 RULES_FILE = "rules.json"
 SCALER_FILE = "scaler.json"
 GOLDEN_FILE = "golden.json"
 BUNDLE_FILES = (GOLDEN_FILE, MASK_FILE, POLICY_FILE, RULES_FILE, SCALER_FILE, UNCERTAINTY_FILE)
-"""Every file beside the manifest; format 1 has exactly these."""
+"""Files beside the manifest that every bundle has; one with a planner has `PLANNER_FILE` as well."""
 
 AGE_COLUMN = "data_age"
 """Last column of the state row: masks see it, the observation does not."""
@@ -58,6 +59,15 @@ class Actions(_Part):
     names: Annotated[tuple[Name, ...], Bounds(min_length=2)]
 
 
+class PlannerEntry(_Part):
+    """What a caller must know of the planner graph."""
+
+    horizon: Annotated[StrictInt, Bounds(ge=1)]
+    """H: bars planned ahead."""
+    noise_tables: Annotated[StrictInt, Bounds(ge=1)]
+    """Tables that `seed` picks from."""
+
+
 class Provenance(_Part):
     """What a bundle was made from."""
 
@@ -81,6 +91,8 @@ class Manifest(_Part):
     rule_set_hash: Digest
     limits: dict[Name, dict[str, Any]]
     """Rule name -> its parameters."""
+    planner: PlannerEntry | None
+    """None where the bundle has no planner."""
     provenance: Provenance
     files: dict[Name, FileEntry]
     bundle_hash: Digest
@@ -145,8 +157,9 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if tuple(sorted(self.files)) != BUNDLE_FILES:
-            raise ValueError(f"files: expected {list(BUNDLE_FILES)}, was {sorted(self.files)}")
+        wanted = sorted([*BUNDLE_FILES, *([] if self.planner is None else [PLANNER_FILE])])
+        if sorted(self.files) != wanted:
+            raise ValueError(f"files: expected {wanted}, was {sorted(self.files)}")
         if len(set(self.state_names)) != len(self.state_names):
             raise ValueError(f"state_names: expected each name once, was {list(self.state_names)}")
         try:

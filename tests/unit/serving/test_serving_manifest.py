@@ -4,7 +4,7 @@ import pytest
 
 from data import canonical_json, sha256_bytes
 from serving import BundleFormatError, BundleIntegrityError, Manifest
-from serving.manifest import BUNDLE_FILES, layout_hash
+from serving.manifest import BUNDLE_FILES, PLANNER_FILE, layout_hash
 
 FIELD = {"name": "gap", "group": "market", "unit": "log", "low": None, "high": 0.1, "description": "x"}
 
@@ -16,6 +16,7 @@ def entries(**changes):
         "actions": {"factors": [0.0, 1.0], "names": ["hold", "target 0", "target 1"]},
         "rule_set_hash": "a" * 64,
         "limits": {"max_exposure": {"limit": 1.25}},
+        "planner": None,
         "provenance": {
             "data_hash": "d",
             "config_hash": "c",
@@ -61,9 +62,9 @@ def test_layout_hash_depends_on_order_and_factors():
 
 def test_unknown_format_version_is_refused_before_its_entries_are_read():
     raw = json.loads(Manifest.create(**entries()).to_bytes())
-    raw["format_version"] = 2
+    raw["format_version"] = 3
     raw["entry_of_the_future"] = True
-    with pytest.raises(BundleFormatError, match="format_version: expected 1, was 2"):
+    with pytest.raises(BundleFormatError, match="format_version: expected 2, was 3"):
         Manifest.from_bytes(rehashed(raw))
 
 
@@ -107,3 +108,16 @@ def test_another_spelling_of_the_same_content_is_refused():
     duplicated = data.replace(b'  "actions"', b'  "actions": 1,\n  "actions"', 1)
     with pytest.raises(BundleIntegrityError):
         Manifest.from_bytes(duplicated)
+
+
+def test_a_planner_is_described_where_its_file_is_and_only_there():
+    planned = {"planner": {"horizon": 3, "noise_tables": 2}}
+    with pytest.raises(BundleFormatError, match=r"files: expected .*planner\.onnx"):
+        Manifest.create(**entries(**planned))
+    files = {name: {"sha256": "b" * 64, "size": 3} for name in (*BUNDLE_FILES, PLANNER_FILE)}
+    with pytest.raises(BundleFormatError, match="files: expected"):
+        Manifest.create(**entries(files=files))
+    manifest = Manifest.create(**entries(files=files, **planned))
+    assert Manifest.from_bytes(manifest.to_bytes()).planner.horizon == 3
+    with pytest.raises(BundleFormatError, match=r"planner\.horizon"):
+        Manifest.create(**entries(files=files, planner={"horizon": 0, "noise_tables": 2}))

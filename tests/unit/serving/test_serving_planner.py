@@ -1,0 +1,99 @@
+"""A bundle with a planner: it decides as in training, is proved when opened, and gives way to the policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler, write
+from repack import repack
+
+from configs.schema import PlannerConfig
+from export import BundleInfo
+from export.states import probe_masks, probe_states
+from mbpo import TorchPolicy
+from mbpo.planning import PlannerPolicy
+from serving import Bundle, BundleMismatchError, GoldenMismatchError, OnnxPlanner, OnnxPolicy, open_bundle
+
+
+@pytest.fixture(scope="module")
+def planner() -> PlannerPolicy:
+    dynamics = make_dynamics()
+    value = TorchPolicy("value", make_policy(dynamics), make_scaler())
+    config = PlannerConfig(horizon=1, scenarios=4)
+    return PlannerPolicy(dynamics, make_market_model(), config, seed=0, gamma=0.97, value=value)
+
+
+@pytest.fixture(scope="module")
+def written(planner: PlannerPolicy, tmp_path_factory: pytest.TempPathFactory) -> BundleInfo:
+    return write(tmp_path_factory.mktemp("planner") / "bundle", planner=planner, noise_tables=2)
+
+
+@pytest.fixture(scope="module")
+def bundle(written: BundleInfo) -> Bundle:
+    return open_bundle(written.path)
+
+
+def states(planner: PlannerPolicy) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    state = probe_states(planner.dynamics, make_scaler(), 400, rng)
+    usual = (np.abs(state) < 1e6).all(axis=1)
+    return state[usual], probe_masks(planner.dynamics.num_actions, int(usual.sum()), rng)
+
+
+def test_parity_was_proved_and_is_told(written: BundleInfo) -> None:
+    assert written.parity.plans > 900
+    assert written.parity.max_plan_error < 1e-4
+
+
+def test_decisions_are_those_of_the_planner_and_valid(planner: PlannerPolicy, bundle: Bundle) -> None:
+    state, callers = states(planner)
+    masks = np.asarray(planner.dynamics.action_masks(state)) & callers
+    served = OnnxPlanner(bundle)
+    decisions = served.decide(state, callers)
+    assert decisions.planned.all()
+    assert served.overridden_total == 0
+    assert masks[np.arange(len(state)), decisions.actions].all()
+    assert (decisions.actions == planner.act(state, masks)).mean() > 0.97  # the others tie
+    np.testing.assert_array_equal(decisions.probabilities.argmax(axis=1), decisions.actions)
+    one = served.decide(state[3], callers[3]).row()
+    assert (one.action, one.planned) == (int(decisions.actions[3]), True)
+    assert (OnnxPolicy(bundle).decide(state, callers).actions != decisions.actions).any()
+
+
+def test_rows_without_a_plan_go_to_the_policy_and_then_to_hold(planner: PlannerPolicy, bundle: Bundle) -> None:
+    state, callers = states(planner)
+    state, callers = state[:4].copy(), callers[:4].copy()
+    state[1, 0], callers[2] = np.nan, False
+    decisions = OnnxPlanner(bundle).decide(state, callers)
+    policy = OnnxPolicy(bundle).decide(state, callers)
+    assert decisions.planned.tolist() == [True, False, False, True]
+    for name in ("actions", "value", "fallback", "action_masks"):
+        np.testing.assert_array_equal(getattr(decisions, name)[1:3], getattr(policy, name)[1:3])
+    assert decisions.actions[1:3].tolist() == [0, 0]
+    assert decisions.fallback.tolist() == [False, True, True, False]
+
+
+def test_the_seed_picks_the_noise(planner: PlannerPolicy, bundle: Bundle) -> None:
+    state, callers = states(planner)
+    values = [OnnxPlanner(bundle, seed=seed).decide(state, callers).value for seed in (0, 1, 2)]
+    np.testing.assert_array_equal(values[0], values[2])
+    assert not np.array_equal(values[0], values[1])
+
+
+def test_a_planner_that_decides_otherwise_is_refused(written: BundleInfo, tmp_path: Path) -> None:
+    golden = json.loads((written.path / "golden.json").read_text())
+    golden["plan_value"][0] += 1.0
+    changed = repack(written.path, tmp_path / "other", {"golden.json": json.dumps(golden).encode()})
+    with pytest.raises(GoldenMismatchError, match=r"planner\.onnx: golden plan value: row 0"):
+        open_bundle(changed)
+
+
+def test_a_bundle_without_one_says_so(tmp_path: Path) -> None:
+    plain = open_bundle(write(tmp_path / "plain").path)
+    with pytest.raises(BundleMismatchError, match="expected a bundle with a planner"):
+        OnnxPlanner(plain)
+    with pytest.raises(BundleMismatchError, match="expected a bundle with a planner"):
+        plain.run_planner(np.zeros((1, 14), np.float32), np.ones((1, 7), np.bool_), np.zeros(1, np.int64))
