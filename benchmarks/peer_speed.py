@@ -2,7 +2,8 @@
 
 Self-contained on purpose: it is started by path with the peer's interpreter, where Detent is not installed. It writes
 one JSON line, either `{"tasks": [...], "versions": {...}}` or `{"absent": reason}`; then, for each line that names a
-task, it runs the task once and answers `[wall seconds, processor seconds]`. `benchmarks.world_model_speed` starts it.
+task, it runs the task once and answers `[wall seconds, processor seconds]`, and third what the task returned where that
+is a list. `benchmarks.world_model_speed` starts it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Before any peer is imported: all are measured on one thread.
@@ -227,15 +228,20 @@ PEERS: dict[str, tuple[Callable[[Shapes], Tasks], tuple[str, ...]]] = {
 """By name: what builds the tasks, and the distributions whose versions matter."""
 
 
-def serve(name: str, shapes: Shapes) -> None:
-    """Build the tasks of one peer and run them on request."""
+def serve(
+    peers: Mapping[str, tuple[Callable[[Any], Tasks], tuple[str, ...]]], name: str, settings: dict[str, Any]
+) -> None:
+    """Build the tasks of one peer and run them on request.
+
+    Args: peers as PEERS; name: one of them; settings: what its tasks are built of.
+    """
     # Peers print to stdout as they like; the protocol keeps a descriptor of its own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    build, distributions = PEERS[name]
+    build, distributions = peers[name]
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            tasks = build(shapes)
+            tasks = build(settings)
     except Exception as error:  # whatever a foreign package fails with, the peer is absent and this is why
         answers.write(json.dumps({"absent": f"{type(error).__name__}: {error}".splitlines()[0]}) + "\n")
         return
@@ -245,8 +251,9 @@ def serve(name: str, shapes: Shapes) -> None:
     )
     for line in sys.stdin:
         wall, processor = time.perf_counter(), time.process_time()
-        tasks[line.strip()]()
-        answers.write(json.dumps([time.perf_counter() - wall, time.process_time() - processor]) + "\n")
+        found = tasks[line.strip()]()
+        seconds = [time.perf_counter() - wall, time.process_time() - processor]
+        answers.write(json.dumps([*seconds, found] if isinstance(found, list) else seconds) + "\n")
 
 
 def _transitions(shapes: Shapes, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -261,4 +268,4 @@ def _transitions(shapes: Shapes, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], json.loads(sys.argv[2]))
+    serve(PEERS, sys.argv[1], json.loads(sys.argv[2]))

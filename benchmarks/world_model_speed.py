@@ -169,12 +169,19 @@ def measure_world_model(
 
 
 class Peer:
-    """A peer in a process of its own: `tasks` it has, or why it is `absent`."""
+    """A peer in a process of its own: `tasks` it has, or why it is `absent`.
 
-    def __init__(self, name: str, shapes: Shapes, python: Path) -> None:
+    Args:
+        name: in the table of the script.
+        settings: dataclass that its tasks are built of.
+        python: interpreter.
+        script: file that serves peers by the protocol of `peer_speed`; None is that one.
+    """
+
+    def __init__(self, name: str, settings: Any, python: Path, script: str | None = None) -> None:
         self._name = name
         self._process = subprocess.Popen(
-            [str(python), peer_speed.__file__, name, json.dumps(asdict(shapes))],
+            [str(python), script or peer_speed.__file__, name, json.dumps(asdict(settings))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -190,12 +197,16 @@ class Peer:
         """A call that runs the task once and returns (wall, processor) seconds."""
 
         def call() -> tuple[float, float]:
-            assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
-            self._process.stdin.write(task + "\n")
-            wall, processor = self._answer()
+            wall, processor, *_ = self.run(task)
             return wall, processor
 
         return call
+
+    def run(self, task: str) -> Any:
+        """Run the task once; its wall and processor seconds, and third what it returned where that is a list."""
+        assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
+        self._process.stdin.write(task + "\n")
+        return self._answer()
 
     def close(self) -> None:
         """End the process."""

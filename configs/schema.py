@@ -293,8 +293,8 @@ class ExportConfig(Section):
     parity_tolerance: Positive = 1e-5
     """Largest probability difference."""
     planner: bool = False
-    """Whether the bundle gets the planner of the section `planner` as well, which must be an exhaustive one; its graph
-    takes half a minute to a few minutes to write."""
+    """Whether the bundle gets the planner of the section `planner` as well; its graph takes half a minute to a few
+    minutes to write."""
     noise_tables: Count = 8
     """Noise tables of the planner graph that its seed picks from."""
     latency_decisions: Annotated[int, Field(ge=100)] = 10_000
@@ -361,7 +361,8 @@ class PlannerConfig(Section):
     uncertainty_penalty: NonNegative = 0.0
     """Reward units charged per unit of |position| and of ensemble disagreement, as `mbpo.penalty_coef` does."""
     tail: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the scenarios a sequence is judged by, the worst ones; 1 is the mean, less conditional value at risk."""
+    """Share of the scenarios a sequence is judged by, the worst ones; 1 is the mean, less conditional value at risk, for
+    which `control_variate` must be 0: it takes the tail out with the luck."""
     particles: Literal["all", "each"] = "all"
     """all: a step is valid where every scenario allows it; each: scenarios that forbid it hold."""
     control_variate: Fraction = 1.0
@@ -369,8 +370,10 @@ class PlannerConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.elites > self.candidates:
+        if self.search == "cem" and self.elites > self.candidates:
             raise ValueError(f"elites: expected at most candidates={self.candidates}, was {self.elites}")
+        if self.tail < 1.0 and self.control_variate:
+            raise ValueError(f"control_variate: expected 0 with tail={self.tail}, was {self.control_variate}")
         least = 2 * self.iterations * self.horizon
         if self.search == "auto" and self.max_nodes < least:
             raise ValueError(

@@ -21,8 +21,8 @@ from export.errors import ExportError, ParityError
 from export.graphs import MaskGraph, PolicyGraph, UncertaintyGraph, check_policy
 from export.onnx_files import EXAMPLE_BATCH, onnx_bytes
 from export.parity import ParityReport, check_parity
-from export.planner_graph import PlannerGraph
 from export.reference import Reference
+from export.search_graph import PlannerModule, planner_graph
 from export.states import probe_masks, probe_states
 from masking.ruleset import rule_name, rule_parameters
 from mbpo.planning import PlannerPolicy
@@ -83,7 +83,7 @@ def write_bundle(
         scaler: raw state columns to observation.
         policy: trained policy; it is copied, never changed.
         market_model: gives `model_uncertainty`; a `world_model.MarketModel`.
-        planner: exhaustive planner over the same market model; None writes a bundle without one.
+        planner: planner over the same market model; None writes a bundle without one.
         noise_tables: of the planner, for the caller's seed to pick from.
         fields: the M feature columns, as in `dynamics.feature_names`.
         data_hash: provenance, stored as given, like the next three.
@@ -106,7 +106,7 @@ def write_bundle(
         contents = _graph_files(dynamics, scaler, policy, market_model)
         plans = None
         if planner is not None:
-            plans = PlannerGraph(planner, noise_tables=noise_tables)
+            plans = planner_graph(planner, noise_tables=noise_tables)
             contents[PLANNER_FILE] = _planner_file(plans, dynamics, scaler)
         contents |= {
             RULES_FILE: _json({"hash": dynamics.rule_set.hash, **dynamics.rule_set.to_dict()}),
@@ -181,7 +181,7 @@ def _graph_files(
     }
 
 
-def _planner_file(graph: PlannerGraph, dynamics: TradingDynamics, scaler: Scaler) -> bytes:
+def _planner_file(graph: PlannerModule, dynamics: TradingDynamics, scaler: Scaler) -> bytes:
     example = {
         "state": torch.zeros(EXAMPLE_BATCH, len(dynamics.state_names)),
         "caller_masks": torch.ones(EXAMPLE_BATCH, dynamics.num_actions, dtype=torch.bool),
@@ -196,7 +196,7 @@ def _metadata(role: str, dynamics: TradingDynamics, scaler: Scaler) -> dict[str,
     return graph_metadata(role, layout=layout, rule_set_hash=dynamics.rule_set.hash, scaler=numbers)
 
 
-def _golden(reference: Reference, plans: PlannerGraph | None, rng: np.random.Generator) -> Golden:
+def _golden(reference: Reference, plans: PlannerModule | None, rng: np.random.Generator) -> Golden:
     # Infinite and enormous cells are parity's business: JSON has no infinity, and 3e38 squared is none either.
     pool = probe_states(reference.dynamics, reference.scaler, 4 * GOLDEN_ROWS, rng)
     state = pool[(np.abs(pool) < 1e6).all(axis=1)][:GOLDEN_ROWS].copy()

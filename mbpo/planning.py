@@ -102,8 +102,17 @@ class PlannerPolicy:
         if isinstance(self.search, Exhaustive):
             return self.search.plan(model, root)
         # The same noise for every row: a decision must not depend on its neighbours in the batch.
-        noise = self.search.noise(1, 1, torch.Generator().manual_seed(self.seed))
+        noise = self.search_noise()
         return self.search.plan(model, root, noise=noise.expand(-1, len(state), -1, -1, -1))
+
+    def search_noise(self, table: int = 0) -> torch.Tensor:
+        """Noise of a sampling search, [I, 1, C, H, 1]. Args: table: 0 is this planner's own.
+
+        Raises: TypeError of a search that draws nothing.
+        """
+        if isinstance(self.search, Exhaustive):
+            raise TypeError("search: expected one that samples, was an exhaustive one")
+        return self.search.noise(1, 1, torch.Generator().manual_seed(self.seed + table))
 
     def noise_tables(self, count: int) -> torch.Tensor:
         """[count, H, S, M]: the noise of this planner, and others drawn after it; the same whenever asked."""
@@ -228,7 +237,7 @@ class ScenarioModel:
         num_scenarios = self._scenarios.features.shape[2]
         account = self._dynamics.account_from_state(state, torch.float32)
         spread_out = (column[:, None].expand(-1, num_scenarios) for column in account)
-        return ScenarioState(torch.arange(len(state)), 0, Account(*spread_out))
+        return ScenarioState(torch.arange(state.shape[0]), 0, Account(*spread_out))
 
     def action_masks(self, state: ScenarioState) -> torch.Tensor:
         """Masks [N, S, A] of every imagined state."""

@@ -19,7 +19,7 @@ class WorldState(NamedTuple):
     """One node of the search per row."""
 
     obs: Tensor
-    """[N, P, D], what each particle has come to."""
+    """[P, N, D], what each particle has come to: particles first, as members of an ensemble are."""
     action_masks: Tensor
     """bool [N, P, K * A], flat as MultiDiscrete masks are; of the given rows the real environment's own."""
     alive: Tensor
@@ -70,8 +70,7 @@ class WorldPlanning:
         """Rows obs [N, D] under masks [N, K * A], the same in all particles."""
         particles = len(self.members)
         masks = action_masks[:, None].expand(-1, particles, -1)
-        alive = masks.any(dim=2) | True
-        return WorldState(obs[:, None].expand(-1, particles, -1), masks, alive, 0)
+        return WorldState(obs.expand(particles, -1, -1), masks, masks.any(dim=2) | True, 0)
 
     def action_masks(self, state: WorldState) -> Tensor:
         """Masks of every imagined state."""
@@ -79,36 +78,55 @@ class WorldPlanning:
 
     def step(self, state: WorldState, action: Tensor) -> Transition[WorldState]:
         """One step of every particle. Args: action int64 [N, P], or [N, P, K]."""
-        shape = state.obs.shape[:2]
-        chosen = action.reshape(*shape, -1).transpose(0, 1)
-        noise = None
-        if self.noise is not None:
-            noise = self.noise[state.depth][:, None].expand(-1, shape[0], -1)
-        obs, reward, ended = (
-            part.transpose(0, 1)
-            for part in self.model.step_each(state.obs.transpose(0, 1), chosen, self.members, noise)
-        )
-        masks, refused = self.model.action_masks(obs.flatten(0, 1))
-        lost = (refused | ~torch.isfinite(obs.flatten(0, 1)).all(dim=1)).reshape(shape) & ~ended
-        # The safe action is not the model's to refuse; where there is none, what is lost may do anything.
-        masks = masks | refused[:, None]
-        alive = state.alive & ~ended
-        share = (alive / alive.sum(dim=1, keepdim=True).clamp(min=1))[:, :, None]
-        seen = torch.where(alive[:, :, None], obs, 0.0)
-        apart = torch.where(alive[:, :, None], obs - (seen * share).sum(dim=1, keepdim=True), 0.0)
-        apart = apart / self.model.targets.std[:-1]
-        doubt = torch.sqrt((apart * apart * share).sum(dim=(1, 2)))
-        following = WorldState(obs, masks.reshape(*shape, -1), alive, state.depth + 1)
-        return Transition(following, torch.where(lost, -torch.inf, reward), ended, doubt[:, None].expand(shape))
+        particles, num_rows, _ = state.obs.shape
+        chosen = action.reshape(num_rows, particles, -1).transpose(0, 1)
+        noise = self._noise(state, num_rows)
+        return self._transition(state, state.alive, *self.model.step_each(state.obs, chosen, self.members, noise))
+
+    def branch(self, state: WorldState) -> Transition[WorldState]:
+        """One step of every particle under every action: N * A rows, all actions of a row side by side."""
+        width = self.model.sizes.width
+        noise = self._noise(state, state.obs.shape[1] * width)
+        alive = state.alive.repeat_interleave(width, dim=0)
+        return self._transition(state, alive, *self.model.branch_each(state.obs, self.members, noise))
 
     def value(self, state: WorldState) -> Tensor:
         """What the given function expects of every particle, [N, P]."""
-        shape = state.obs.shape[:2]
-        return torch.zeros(shape) if self._value is None else self._value(state.obs.flatten(0, 1)).reshape(shape)
+        particles, num_rows, _ = state.obs.shape
+        if self._value is None:
+            return torch.zeros(num_rows, particles)
+        return self._value(state.obs.flatten(0, 1)).reshape(particles, num_rows).T
 
     def take(self, state: WorldState, index: Tensor) -> WorldState:
         """Those rows."""
-        return WorldState(state.obs[index], state.action_masks[index], state.alive[index], state.depth)
+        return WorldState(state.obs[:, index], state.action_masks[index], state.alive[index], state.depth)
+
+    def _noise(self, state: WorldState, num_rows: int) -> Tensor | None:
+        return None if self.noise is None else self.noise[state.depth][:, None].expand(-1, num_rows, -1)
+
+    # Args: alive [N, P] before the step; what a step came to, particles first.
+    def _transition(
+        self, state: WorldState, alive: Tensor, obs: Tensor, reward: Tensor, ended: Tensor
+    ) -> Transition[WorldState]:
+        shape, ended = alive.shape, ended.T
+        masks, refused = (
+            part.reshape(shape[1], shape[0], -1).transpose(0, 1) for part in self.model.action_masks(obs.flatten(0, 1))
+        )
+        # No number times 0 is 0 but a finite one.
+        finite = ((obs * 0.0).sum(dim=2) == 0.0).T
+        lost = (refused[:, :, 0] | ~finite) & ~ended
+        # The safe action is not the model's to refuse; where there is none, what is lost may do anything.
+        following = WorldState(obs, masks | refused, alive & ~ended, state.depth + 1)
+        doubt = self._apart(obs, following.alive)[:, None].expand(shape)
+        return Transition(following, torch.where(lost, -torch.inf, reward.T), ended, doubt)
+
+    # How far living particles have come apart, [N].
+    def _apart(self, obs: Tensor, alive: Tensor) -> Tensor:
+        living = alive.T[:, :, None]
+        share = living / living.sum(dim=0).clamp(min=1)
+        mean = (torch.where(living, obs, 0.0) * share).sum(dim=0)
+        apart = torch.where(living, obs - mean, 0.0) / self.model.targets.std[:-1]
+        return torch.sqrt((apart * apart * share).sum(dim=(0, 2)))
 
 
 class JointWorldPlanning(WorldPlanning):

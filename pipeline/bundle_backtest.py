@@ -9,7 +9,7 @@ import numpy as np
 from configs import ConfigError, DetentConfig
 from evaluation import BacktestResult, BuyAndHold, Flat, PolicyMetrics, RandomValid, backtest, evaluate
 from pipeline.inputs import load_inputs
-from serving import OnnxPolicy, open_bundle
+from serving import OnnxPlanner, OnnxPolicy, open_bundle
 
 
 def backtest_bundle(
@@ -41,6 +41,9 @@ def backtest_bundle(
     uncertainty = policy.uncertainty(table.values.astype(np.float32)).astype(np.float64)
     years = config.data.bars_per_year
     results = {"bundle": backtest(dynamics, table.values, table.timestamps, policy, uncertainty)}
+    if policy.bundle.planner_session is not None:
+        planner = OnnxPlanner(policy.bundle, name="bundle_planner")
+        results[planner.name] = backtest(dynamics, table.values, table.timestamps, planner, uncertainty)
     for name, baseline, paths in (
         ("buy_and_hold", BuyAndHold(dynamics), 1),
         ("flat", Flat(dynamics), 1),

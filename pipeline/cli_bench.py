@@ -16,6 +16,7 @@ from pipeline.cli_bench_learning import (
     bench_training,
     bench_world_model,
 )
+from pipeline.cli_bench_planner import bench_planner, bench_planner_quality
 from pipeline.cli_bench_tables import JsonFile, Smoke, finish, goal_of, show
 from pipeline.cli_output import (
     BundleOption,
@@ -206,3 +207,5 @@ bench_app.command("training")(bench_training)
 bench_app.command("world-model")(bench_world_model)
 bench_app.command("sample-efficiency")(bench_sample_efficiency)
 bench_app.command("ablation")(bench_ablation)
+bench_app.command("planner")(bench_planner)
+bench_app.command("planner-quality")(bench_planner_quality)

@@ -7,9 +7,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from configs import ConfigError
 from data.files import atomic_write_json
-from pipeline.cli_bench_tables import JsonFile, Smoke, finish, show, with_interval, world_model_tables
+from pipeline.cli_bench_tables import (
+    JsonFile,
+    PeerPython,
+    Smoke,
+    check_peer_python,
+    finish,
+    show,
+    with_interval,
+    world_model_tables,
+)
 from pipeline.cli_output import check_output_file, one_of, reported, stderr, stdout, whole_number
 from pipeline.lock import WorkdirLock, create_workdir
 from pipeline.progress import Reporter
@@ -93,9 +101,7 @@ def bench_world_model(
     peers: Annotated[
         bool, typer.Option("--peers", help="Time mbrl-lib, OfflineRL-Kit, rl-blox and TorchRL too.")
     ] = False,
-    peer_python: Annotated[
-        Path | None, typer.Option(help="Interpreter that has the peers, e.g. of an environment of their own.")
-    ] = None,
+    peer_python: PeerPython = None,
     repeats: Annotated[int, typer.Option(help="Rounds of every contender.", **whole_number(at_least=1))] = 7,
     year: Annotated[bool, typer.Option("--year", help="Fit a year of minutes too: minutes, 3 GiB.")] = False,
     smoke: Smoke = False,
@@ -103,10 +109,7 @@ def bench_world_model(
     """Time world model and imagination on one thread; exit code 1 if a goal is missed."""
     with reported(as_json=False):
         check_output_file("--json", json_file)
-        if peer_python is not None and not peers:
-            raise ConfigError("--peer-python: expected --peers beside it, was alone")
-        if peer_python is not None and not peer_python.is_file():
-            raise ConfigError(f"--peer-python: expected an interpreter, was {peer_python}")
+        check_peer_python(peers, peer_python)
         from benchmarks import year_fit
         from benchmarks.peer_speed import PEERS
         from benchmarks.world_model_speed import measure_world_model

@@ -9,11 +9,16 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from configs import ConfigError
 from data.files import atomic_write_json
 from pipeline.cli_output import stdout
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Small counts: does it run at all? The numbers mean nothing.")]
+
+PeerPython = Annotated[
+    Path | None, typer.Option(help="Interpreter that has the peers, e.g. of an environment of their own.")
+]
 
 Rows = list[tuple[str, ...]]
 WorkTable = tuple[str, tuple[str, ...], Rows]
@@ -79,6 +84,14 @@ def _branches(speed: Mapping[str, Any], reuse: float) -> WorkTable:
         elif timing["contender"] not in ("Detent", "matrix products") and timing["task"] in ("imagine", "sample"):
             rows.append((f"{timing['contender']}, {timing['task']}", f"{cost:.2f}"))
     return "Imagining one step used in training, processor microseconds", ("", "microseconds"), rows
+
+
+def check_peer_python(peers: bool, python: Path | None) -> None:
+    """Refuse an interpreter that is not used or not there. Raises: ConfigError."""
+    if python is not None and not peers:
+        raise ConfigError("--peer-python: expected --peers beside it, was alone")
+    if python is not None and not python.is_file():
+        raise ConfigError(f"--peer-python: expected an interpreter, was {python}")
 
 
 def with_interval(estimate: float, low: float | None, high: float | None, form: str) -> str:

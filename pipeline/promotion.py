@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,18 @@ MARKET_TAG = "market"
 """Tag of a model version: champions are compared within one market only."""
 
 
-def register(inputs: RunInputs, root: Path, tracker: Tracker, served: OnnxPolicy, result: RetrainResult) -> None:
+def register(
+    inputs: RunInputs, root: Path, tracker: Tracker, served: Sequence[OnnxPolicy], result: RetrainResult
+) -> None:
     """Decide the gates, log the metrics, register the bundle as challenger, promote it if all gates pass.
+
+    The policy, first of what is served, is the challenger; none of them may have chosen a forbidden action.
 
     Sets `gates`, `model_version` and `exit_code` of the result, which must hold everything measured so far.
     Raises: TrackingUnavailable; RuntimeError if the registry holds another bundle for the same run.
     """
     other_market = _market_of_champion(tracker, market_name(inputs))
-    champion, why = (None, "") if other_market else _champion_metrics(inputs, root, tracker, served)
+    champion, why = (None, "") if other_market else _champion_metrics(inputs, root, tracker, served[0])
     result.gates = decide_gates(
         inputs.config.gates,
         challenger=result.policies["validation"][MBPO_NAME],
@@ -35,9 +40,9 @@ def register(inputs: RunInputs, root: Path, tracker: Tracker, served: OnnxPolicy
         no_champion_reason=why,
         other_market=other_market,
         nll_gain=result.world_model["validation"]["nll_gain_tightest"],
-        latency_p99_ms=result.latency["decide_hot"]["p99_ms"],
+        latency_p99_ms=result.latency["p99_ms"],
         latency_budget_ms=inputs.config.export.latency_budget_ms,
-        invalid_actions=served.overridden_total
+        invalid_actions=sum(one.overridden_total for one in served)
         + sum(run.invalid_actions for by_policy in result.policies.values() for run in by_policy.values()),
         paper=inputs.config.limits.paper,
     )

@@ -140,8 +140,12 @@ def latency_table(latency: Mapping[str, Any]) -> Table:
         "session_hot": "policy graph alone",
         "decide_hot": "decision with last check",
         "decide_paced": f"decision, {latency['calls_per_second']:g} per second",
+        "planner_hot": "planned decision",
+        "planner_paced": f"planned decision, {latency['calls_per_second']:g} per second",
     }
     for name, label in series.items():
+        if name not in latency:
+            continue
         row = latency[name]
         times = (f"{row[key]:.3f}" for key in ("p50_ms", "p99_ms", "p999_ms", "max_ms"))
         table.add_row(label, *times, f"{row['count']:,}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from pipeline.result import RetrainResult, run_directory
 from pipeline.tracking import Tracker
 from pipeline.training import (
     MBPO_NAME,
+    PLANNER_NAME,
     LearnedMarket,
     imagination_stage,
     mbpo_stage,
@@ -40,7 +42,7 @@ from pipeline.training import (
     replay_stage,
     world_model_stage,
 )
-from serving import OnnxPolicy, open_bundle
+from serving import OnnxPlanner, OnnxPolicy, open_bundle
 
 WINDOWS = ("validation", "test")
 PARITY_REAL_STATES = 1000
@@ -128,8 +130,8 @@ def _run(inputs: RunInputs, root: Path, tracker: Tracker, reporter: Reporter, fo
         with reporter.stage("export"):
             result.bundle = run_dir / "bundle"
             result.parity = _export(inputs, trained, market, visited.states, result.bundle)
-            served = OnnxPolicy(open_bundle(result.bundle), name=MBPO_NAME)
-            result.bundle_hash = served.bundle.hash
+            served = _served(result.bundle)
+            result.bundle_hash = served[0].bundle.hash
         with reporter.stage("evaluation") as progress:
             backtests = _backtests(inputs, served, model_free, market, progress)
             result.policies = {
@@ -146,7 +148,7 @@ def _run(inputs: RunInputs, root: Path, tracker: Tracker, reporter: Reporter, fo
             )
             result.latency = latency.to_dict()
         with reporter.stage("registry"):
-            log_figures(tracker, inputs, market, backtests, latency, served.bundle.rule_set.actions.names)
+            log_figures(tracker, inputs, market, backtests, latency, served[0].bundle.rule_set.actions.names)
             register(inputs, root, tracker, served, result)
     except BaseException as error:
         # What went wrong matters more than a tracking server that is away at the same time.
@@ -173,8 +175,17 @@ def _export(
     return dict(json.loads(report.read_text()))
 
 
+def _served(path: Path) -> list[OnnxPolicy]:
+    # Everything in a bundle that decides, the policy first.
+    bundle = open_bundle(path)
+    served = [OnnxPolicy(bundle, name=MBPO_NAME)]
+    if bundle.planner_session is not None:
+        served.append(OnnxPlanner(bundle, name=PLANNER_NAME))
+    return served
+
+
 def _backtests(
-    inputs: RunInputs, served: OnnxPolicy, model_free: TorchPolicy, market: LearnedMarket, progress: Any
+    inputs: RunInputs, served: Sequence[OnnxPolicy], model_free: TorchPolicy, market: LearnedMarket, progress: Any
 ) -> dict[str, dict[str, BacktestResult]]:
     # The learned policy is judged as it will be served: the exported graph, not the torch network.
     dynamics, config = inputs.dynamics, inputs.config
@@ -183,7 +194,7 @@ def _backtests(
         rows = getattr(inputs.split, window)
         table = inputs.table.rows(rows)
         policies: dict[str, tuple[Any, np.ndarray | None, int]] = {
-            MBPO_NAME: (served, market.uncertainty[rows], 1),
+            **{one.name: (one, market.uncertainty[rows], 1) for one in served},
             model_free.name: (model_free, None, 1),
             "buy_and_hold": (BuyAndHold(dynamics), None, 1),
             "flat": (Flat(dynamics), None, 1),

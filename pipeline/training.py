@@ -53,6 +53,7 @@ from world_model import (
 )
 
 MBPO_NAME = "mbpo"
+PLANNER_NAME = "mbpo_planner"
 MODEL_FREE_NAME = "model_free"
 HORIZON_PATHS = 100
 """Imagined from every bar of the validation window, to see how good they are several bars ahead."""

@@ -42,31 +42,35 @@ class DenseExhaustive:
         with torch.no_grad():
             root_masks = masks = imagination.checked(model.action_masks(state), None)
             paths, size, device = imagination.begin(state, masks), masks.shape[2], masks.device
-            # Digits are counted from the safe action on, so that the first of equal sequences holds longest.
-            order = (torch.arange(size, device=device) + imagination.filler[0]) % size
             valid, length = torch.ones_like(paths.broken), torch.zeros_like(paths.broken, dtype=torch.int64)
             nodes = 0
+            # Node after node, each with all its actions: a sequence's place is its digits to base A.
             for depth in range(self.horizon):
                 if depth:
                     masks = imagination.checked(model.action_masks(paths.state), paths.alive, size)
-                allowed = imagination.permitted(masks, paths.alive)[:, order]
-                # Node after node, each with all its actions: a sequence's place is its digits to base A.
-                node = torch.arange(masks.shape[0], device=device).repeat_interleave(size)
-                action = order.repeat(masks.shape[0])
-                valid, length = (valid[:, None] & allowed).flatten(), length[node]
-                paths, masks = imagination.take(paths, node), masks[node]
-                length = length + paths.alive.any(dim=1)
-                paths = imagination.advance(paths, imagination.executed(masks, action), depth)
-                nodes += node.shape[0]
+                valid = (valid[:, None] & imagination.permitted(masks, paths.alive)).flatten()
+                length = (length + paths.alive.any(dim=1)).repeat_interleave(size)
+                if imagination.branches:
+                    paths = imagination.branch(paths, depth, size)
+                else:
+                    node = torch.arange(masks.shape[0], device=device).repeat_interleave(size)
+                    action = torch.arange(size, device=device).repeat(masks.shape[0])
+                    paths, masks = imagination.take(paths, node), masks[node]
+                    paths = imagination.advance(paths, imagination.executed(masks, action), depth)
+                nodes += valid.shape[0]
             score = imagination.score(imagination.end(paths, self.horizon))
             broken = (valid & torch.isneginf(score)).reshape(-1, size**self.horizon)
-            score = torch.where(valid, score, -torch.inf).reshape(-1, size**self.horizon)
+            # Counted from the safe action on, so that the first of equal sequences holds longest.
+            safe = imagination.filler[0]
+            order = (torch.arange(size, device=device) + safe) % size
+            score = self._rolled(torch.where(valid, score, -torch.inf), size, safe)
+            length = self._rolled(length, size, safe)
 
             by_digit = score.reshape(-1, size, size ** (self.horizon - 1)).amax(dim=2)
             value = by_digit.amax(dim=1)
             fallback = torch.isneginf(value)
             code = score.argmax(dim=1)
-            steps = length.reshape(score.shape).gather(1, code[:, None])[:, 0]
+            steps = length.gather(1, code[:, None])[:, 0]
             places = torch.tensor([size**place for place in reversed(range(self.horizon))], device=device)
             sequence = order[torch.where(fallback, 0, code)[:, None] // places % size]
             first = torch.where(fallback, imagination.fallback(root_masks)[:, 0], sequence[:, 0])
@@ -81,3 +85,10 @@ class DenseExhaustive:
                 nodes=nodes,
                 complete=True,
             )
+
+    # Numbers of all sequences, [B * A^H] to [B, A^H], with each digit counted from `safe` on.
+    def _rolled(self, numbers: torch.Tensor, size: int, safe: int) -> torch.Tensor:
+        if safe:
+            tree = numbers.reshape(-1, *[size] * self.horizon)
+            numbers = tree.roll([-safe] * self.horizon, [*range(1, self.horizon + 1)])
+        return numbers.reshape(-1, size**self.horizon)

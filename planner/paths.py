@@ -13,7 +13,7 @@ import torch
 
 from masking import InvalidMaskError, validate_action_masks
 from planner.objective import Objective
-from planner.protocol import ActionWalk, JointPlanningModel, PlanningModel
+from planner.protocol import ActionWalk, JointPlanningModel, PlanningModel, Transition
 
 Particles = Literal["all", "each"]
 """When an action of a sequence is valid. "all": where every living particle allows it. "each": where one does; the
@@ -57,6 +57,11 @@ class Imagination:
     def joint(self) -> bool:
         """Whether actions have several dimensions."""
         return hasattr(self.model, "walk")
+
+    @property
+    def branches(self) -> bool:
+        """Whether the model steps under all actions at once, and a path's particles all take the same."""
+        return hasattr(self.model, "branch") and self.particles == "all" and not self.joint
 
     @property
     def safe_action(self) -> tuple[int, ...] | None:
@@ -139,7 +144,17 @@ class Imagination:
         Args: action int64 [N, P] or [N, P, K]; depth: steps taken before.
         Raises: ValueError where the model answers with another shape or dtype.
         """
-        step = self.model.step(paths.state, action)
+        return self._arrived(paths, self.model.step(paths.state, action), depth)
+
+    def branch(self, paths: Paths, depth: int, num_actions: int) -> Paths:
+        """One step of every particle under every action, all actions of a path side by side; the model is a
+        `BranchingModel`. Args and errors as in `advance`.
+        """
+        step = self.model.branch(paths.state)  # type: ignore[union-attr]
+        each = (part.repeat_interleave(num_actions, dim=0) for part in paths[1:])
+        return self._arrived(Paths(paths.state, *each), step, depth)
+
+    def _arrived(self, paths: Paths, step: Transition[Any], depth: int) -> Paths:
         for name, floating in (("reward", True), ("terminated", False), ("uncertainty", True)):
             check_matrix(name, getattr(step, name), paths.alive.shape, floating=floating)
         earned = self.objective.earned(step)

@@ -57,6 +57,17 @@ class PlanningModel(Protocol[StateT]):
         ...
 
 
+class BranchingModel(PlanningModel[StateT], Protocol[StateT]):
+    """A `PlanningModel` that can do cheaper than `step` where all actions of a state are asked for."""
+
+    def branch(self, state: StateT) -> Transition[StateT]:
+        """One step of N rows under each of A actions, masked ones too: N * A rows, all actions of a row side by side.
+
+        What a masked action leads to may be any number; no search looks at it.
+        """
+        ...
+
+
 class ActionWalk(Protocol):
     """Decides the K dimensions of a joint action one after another, each under what the earlier ones leave."""
 

@@ -209,7 +209,10 @@ class _Sampler:
         self.fallback = imagination.fallback(masks)
         # Every row C times, candidate after candidate.
         self.index = torch.arange(self.num_rows, device=masks.device).repeat_interleave(candidates)
-        self.roots = imagination.take(imagination.begin(state, masks), self.index)
+        roots = imagination.begin(state, masks)
+        self.roots = imagination.take(roots, self.index)
+        # All candidates begin in the same states: their first steps are a handful of different ones.
+        self.first = imagination.branch(roots, 0, self.num_actions) if imagination.branches else None
         self.nodes = 0
 
     def begin(self, previous: torch.Tensor | None, trust: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -255,7 +258,11 @@ class _Sampler:
                 choices.append(choice)
                 executed.append(taken)
             action = torch.stack(executed, dim=2) if imagination.joint else executed[0]
-            paths = imagination.advance(paths, action, depth)
+            if depth == 0 and self.first is not None:
+                reached = imagination.take(self.first, self.index * self.num_actions + executed[0][:, 0])
+                paths = reached._replace(stuck=paths.stuck)
+            else:
+                paths = imagination.advance(paths, action, depth)
             steps.append(torch.where(running[:, None], torch.stack(choices, dim=1), self.filler))
             living.append(running)
         paths = imagination.end(paths, self.horizon)

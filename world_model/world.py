@@ -21,6 +21,7 @@ from world_model.mask_bound import MaskBound
 from world_model.mask_head import MaskHead
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
+from world_model.paired import PairedEnsemble
 from world_model.storage import read_model, write_model
 from world_model.uncertainty import Measure
 
@@ -212,25 +213,29 @@ class WorldModel(nn.Module):
         """
         count, rows = obs.shape[:2]
         flat, flat_action = self._checked(obs.flatten(0, 1), action.flatten(0, 1))
-        inputs = self._encoded(flat, flat_action)
-        inputs = inputs.reshape(count, rows, -1)
-        if noise is None:
-            mean = self.dynamics.mean(inputs, members)
-        else:
-            mean, logvar = self.dynamics(inputs, members)
-            mean = mean + torch.exp(0.5 * logvar) * noise
-        mean = mean * self.targets.varying
-        drawn = self.targets.inverse(mean).flatten(0, 1)
-        next_obs, reward = flat + drawn[:, :-1], drawn[:, -1]
-        if self.known.transition is not None:
-            next_obs = self.known.transition(flat, flat_action, next_obs)
-        if self.known.reward is not None:
-            reward = self.known.reward(flat, flat_action, next_obs)
-        if self.known.terminated is not None:
-            ended = self.known.terminated(next_obs)
-        else:
-            ended = self.termination_probability(flat, flat_action, next_obs) > 0.5
-        return next_obs.reshape(count, rows, -1), reward.reshape(count, rows), ended.reshape(count, rows)
+        chosen = one_hot(flat_action, self.sizes.num_actions).reshape(count, rows, -1)
+        network = self._paired(members, with_variance=noise is not None)
+        found = network.each((self.clamp(flat) - self.inputs.mean).reshape(count, rows, -1), chosen)
+        return self._arrived(flat, flat_action, self._drawn(found, noise).flatten(0, 1), (count, rows))
+
+    @torch.no_grad()
+    def branch_each(
+        self, obs: Tensor, members: Sequence[int], noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `step_each`, under each of the A actions of a world with one action dimension.
+
+        Args: obs [K, B, D]; members; noise [K, B * A, D + 1].
+        Returns: next obs [K, B * A, D], all actions of a row side by side; reward and terminated [K, B * A].
+        Raises: ValueError where actions have several dimensions.
+        """
+        if len(self.sizes.num_actions) > 1:
+            raise ValueError(f"world: expected one action dimension, was {self.sizes.num_actions}")
+        (count, rows, size), width = obs.shape, self.sizes.width
+        network = self._paired(members, with_variance=noise is not None)
+        drawn = self._drawn(network.pairs(self.clamp(obs) - self.inputs.mean), noise)
+        before = obs.repeat_interleave(width, dim=1).reshape(-1, size)
+        action = torch.arange(width).repeat(count * rows)[:, None]
+        return self._arrived(before, action, drawn.reshape(-1, size + 1), (count, rows * width))
 
     @torch.no_grad()
     def termination_probability(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -365,6 +370,37 @@ class WorldModel(nn.Module):
             support=(obs, obs),
             masks=masks,
         )
+
+    # Delta and reward in raw units, and the raw log-variance after them, of members asked as pairs.
+    def _paired(self, members: Sequence[int], *, with_variance: bool) -> PairedEnsemble:
+        scale = self._visible.clone()
+        scale[: self.sizes.num_obs] /= self.inputs.std
+        spread, mean = self.targets.std * self.targets.varying, self.targets.mean
+        if with_variance:
+            spread, mean = torch.cat((spread, torch.ones_like(spread))), torch.cat((mean, torch.zeros_like(mean)))
+        return PairedEnsemble(self.dynamics, members, input_scale=scale, output_scale=spread, output_shift=mean)
+
+    def _drawn(self, found: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is None:
+            return found
+        mean, raw = found.chunk(2, dim=-1)
+        spread = self.targets.std * self.targets.varying
+        return mean + torch.exp(0.5 * self.dynamics.bounded(raw)) * noise * spread
+
+    # Declared parts of a step, rows flat; what comes back has the shape [K, B, ...].
+    def _arrived(
+        self, obs: Tensor, action: Tensor, drawn: Tensor, shape: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        next_obs, reward = obs + drawn[:, :-1], drawn[:, -1]
+        if self.known.transition is not None:
+            next_obs = self.known.transition(obs, action, next_obs)
+        if self.known.reward is not None:
+            reward = self.known.reward(obs, action, next_obs)
+        if self.known.terminated is not None:
+            ended = self.known.terminated(next_obs)
+        else:
+            ended = self.termination_probability(obs, action, next_obs) > 0.5
+        return next_obs.reshape(*shape, self.sizes.num_obs), reward.reshape(shape), ended.reshape(shape)
 
     def _terminated(self, obs: Tensor, action: Tensor, next_obs: Tensor, uniform: Tensor) -> Tensor:
         if self.known.terminated is not None:

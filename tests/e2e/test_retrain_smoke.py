@@ -17,6 +17,7 @@ from smoke_runs import SmokeRun, detent, smoke_run
 
 from configs import load_config
 from data import DataError
+from pipeline.bundle_backtest import backtest_bundle
 from pipeline.errors import exit_code_for
 from pipeline.retrain import retrain
 from pipeline.tracking import Tracker
@@ -140,9 +141,19 @@ def test_sigterm_ends_with_one_json_object_and_exit_code_130(tmp_path: Path) -> 
 
 
 def test_what_ran_before_in_a_workdir_does_not_change_a_bundle(first_run: SmokeRun, tmp_path: Path) -> None:
-    config = load_config("smoke", ["seed=4"])
+    small = ["export.planner=true", "planner.horizon=1", "planner.scenarios=4"]
+    config = load_config("smoke", ["seed=4", *small])
     alone = retrain(config, tmp_path / "var")
     assert retrain(config, first_run.workdir).bundle_hash == alone.bundle_hash
+    # The planner was proved, walked and timed like the policy.
+    assert alone.parity["plans"] > 500
+    for by_policy in alone.policies.values():
+        assert set(by_policy) == POLICIES | {"mbpo_planner"}
+        assert by_policy["mbpo_planner"].invalid_actions == 0
+    assert alone.latency["planner_hot"]["count"] == config.export.latency_decisions
+    assert alone.latency["p99_ms"] >= alone.latency["planner_hot"]["p99_ms"]
+    metrics = backtest_bundle(tmp_path / "var" / "runs" / alone.run_key[:16] / "bundle", config, "test")[1]
+    assert metrics["bundle_planner"].sharpe == pytest.approx(alone.policies["test"]["mbpo_planner"].sharpe, abs=1e-4)
 
 
 def test_gates_that_fail_keep_the_champion_with_exit_code_10(first_run: SmokeRun, tmp_path: Path) -> None:

@@ -51,6 +51,15 @@ def test_budget_is_judged_by_the_99th_percentile_and_may_be_met_exactly():
     assert not report([3.0] * 5, budget_ms=2.999).within_budget
 
 
+def test_a_planner_that_is_slower_than_the_policy_is_what_the_budget_is_for():
+    planned = report([1.0] * 10, budget_ms=2.0, planner_hot=Percentiles.of(np.full(10, 3.0)))
+    assert planned.p99_ms == 3.0
+    assert not planned.within_budget
+    assert report([1.0] * 10).p99_ms == 1.0
+    assert set(planned.series) == {"decide_hot", "session_hot", "decide_paced", "planner_hot"}
+    assert planned.to_dict()["planner_hot"]["p50_ms"] == 3.0
+
+
 def test_reports_are_compared_as_ratios(tmp_path):
     path = tmp_path / "latency.json"
     before = report([2.0] * 10)
@@ -60,6 +69,11 @@ def test_reports_are_compared_as_ratios(tmp_path):
     assert compared["ratios"]["decide_hot.p50_ms"] == 1.5
     assert set(compared["ratios"].values()) == {1.5}
     assert (compared["same_machine"], compared["same_bundle"]) == (True, True)
+    planned = report([3.0] * 10, planner_hot=before.decide_hot)
+    assert compare_latency(planned, path)["ratios"].keys() == compared["ratios"].keys()
+    atomic_write_json(path, planned.to_dict())
+    assert compare_latency(planned, path)["ratios"]["planner_hot.p99_ms"] == 1.0
+    atomic_write_json(path, before.to_dict())
     elsewhere = dataclasses.replace(report([3.0] * 10), machine={"cpu": "other"}, bundle_hash="c" * 64)
     compared = compare_latency(elsewhere, path)
     assert (compared["same_machine"], compared["same_bundle"]) == (False, False)

@@ -92,3 +92,17 @@ def test_rollouts_of_the_smoke_suite_divide_into_whole_minibatches() -> None:
     assert rows % config.mbpo.ppo.batch_size == config.mbpo.ppo.total_steps % rows == 0
     rows = config.model_free.num_envs * config.model_free.n_steps
     assert rows % config.model_free.batch_size == config.model_free.total_steps % rows == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["planner.tail=0.5"], r"control_variate: expected 0 with tail=0\.5, was 1"),
+        (["planner.search=cem", "planner.elites=600"], "elites: expected at most candidates=512, was 600"),
+        (["planner.max_nodes=10"], "max_nodes: expected at least 18 for cem over 3 bars, was 10"),
+    ],
+)
+def test_a_planner_that_contradicts_itself_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("default", settings)
+    load_config("default", ["planner.tail=0.5", "planner.control_variate=0", "planner.elites=600"])

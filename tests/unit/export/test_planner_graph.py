@@ -15,6 +15,7 @@ from envs import TradingDynamics
 from export.errors import ExportError
 from export.onnx_files import onnx_bytes
 from export.planner_graph import PlannerGraph, PlannerOutputs
+from export.search_graph import PlannerModule, SearchGraph, planner_graph
 from export.states import probe_masks, probe_states
 from masking import RuleSet, register_rule
 from mbpo import TorchPolicy
@@ -37,7 +38,7 @@ def rows(dynamics: TradingDynamics, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     return state, probe_masks(dynamics.num_actions, len(state), rng)
 
 
-def decided(graph: PlannerGraph, state: np.ndarray, masks: np.ndarray, seed: int = 0) -> PlannerOutputs:
+def decided(graph: PlannerModule, state: np.ndarray, masks: np.ndarray, seed: int = 0) -> PlannerOutputs:
     with torch.no_grad():
         outputs = graph(torch.from_numpy(state), torch.from_numpy(masks), torch.full((len(state),), seed))
     return PlannerOutputs(*(part.numpy() for part in outputs))
@@ -77,6 +78,47 @@ def test_actions_values_and_sequences_are_those_of_the_planner(limits: dict[str,
     assert len(set(found.action.tolist())) > 2
 
 
+SEARCHES: list[dict[str, Any]] = [
+    {"search": "cem", "candidates": 24, "elites": 4, "iterations": 2},
+    {"search": "random_shooting", "candidates": 24},
+    {"tail": 0.5, "control_variate": 0.0},
+    {"particles": "each"},
+]
+
+
+@pytest.mark.parametrize("options", SEARCHES)
+def test_every_other_search_plans_as_in_python(options: dict[str, Any]) -> None:
+    dynamics = make_dynamics()
+    policy = planner(dynamics, **options)
+    graph = planner_graph(policy)
+    assert isinstance(graph, SearchGraph)
+    state, callers = rows(dynamics)
+    masks = np.asarray(dynamics.action_masks(state)) & callers
+    plan, found = policy.plan(state, masks), decided(graph, state, callers)
+    np.testing.assert_array_equal(found.action_masks, masks)
+    np.testing.assert_array_equal(found.fallback, plan.fallback.numpy())
+    np.testing.assert_allclose(found.value, plan.value.numpy(), rtol=1e-4, atol=1e-4)
+    chosen, first = np.arange(len(state)), plan.action.numpy()
+    assert plan.action_values is not None
+    same = (found.action == first) | np.isclose(
+        found.action_values[chosen, found.action], plan.action_values.numpy()[chosen, first], atol=1e-5
+    )
+    assert same.all()
+    assert masks[chosen, found.action].all()
+    assert len(set(found.action.tolist())) > 2
+    assert isinstance(planner_graph(planner(dynamics)), PlannerGraph)
+
+
+def test_a_sampling_search_draws_by_the_seed() -> None:
+    policy = planner(make_dynamics(), valued=False, control_variate=0.0, **SEARCHES[1])
+    graph = SearchGraph(policy, noise_tables=2)
+    assert graph.draws.shape[0] == 2
+    assert not torch.equal(graph.draws[0], graph.draws[1])
+    assert torch.equal(graph.draws[0], policy.search_noise()[:, 0])
+    with pytest.raises(TypeError, match="one that samples"):
+        planner(make_dynamics()).search_noise()
+
+
 def test_noise_tables_are_picked_by_the_seed_and_the_first_is_the_planners() -> None:
     dynamics = make_dynamics()
     policy = planner(dynamics, control_variate=0.0)
@@ -102,12 +144,16 @@ def test_what_cannot_be_decided_holds_and_says_so() -> None:
     assert np.isfinite(found.value).all()
 
 
-def test_one_file_decides_alike_for_any_batch() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"search": "cem", "candidates": 8, "elites": 2, "iterations": 2}, {"tail": 0.5, "control_variate": 0.0}],
+)
+def test_one_file_decides_alike_for_any_batch(options: dict[str, Any]) -> None:
     import onnxruntime
 
     dynamics = make_dynamics()
-    policy = planner(dynamics, valued=False, scenarios=4)
-    graph = PlannerGraph(policy, noise_tables=2)
+    policy = planner(dynamics, valued=False, **{"scenarios": 4, **options})
+    graph = planner_graph(policy, noise_tables=2)
     example = {
         "state": torch.zeros(3, len(dynamics.state_names)),
         "caller_masks": torch.ones(3, dynamics.num_actions, dtype=torch.bool),
@@ -151,7 +197,7 @@ def test_searches_and_rules_that_have_no_such_graph_are_refused() -> None:
     with pytest.raises(ExportError, match="search: expected an exhaustive one"):
         PlannerGraph(planner(dynamics, search="cem"))
     with pytest.raises(ExportError, match="search: expected an exhaustive one"):
-        PlannerGraph(planner(dynamics, tail=0.5))
+        PlannerGraph(planner(dynamics, tail=0.5, control_variate=0.0))
     sideways = dynamics.with_rule_set(RuleSet((*dynamics.rule_set.rules, Sideways()), dynamics.rule_set.actions))
     with pytest.raises(ExportError, match="rule set: expected"):
         PlannerGraph(planner(sideways, valued=False))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from mbpo.planning_world import JointWorldPlanning, WorldPlanning
 from planner import CEM, Exhaustive, Objective
+from planner.dense import DenseExhaustive
 from world_model.experience import Experience
 from world_model.known import KnownParts
 from world_model.world import WorldModel
@@ -61,8 +64,8 @@ def test_particles_step_as_their_members_do(world: WorldModel) -> None:
     mean, _ = world.predict(obs, action[:, :1])
     for particle, member in enumerate(planning.members):
         wanted = mean[world.elites.index(member)]
-        torch.testing.assert_close(step.state.obs[:, particle], obs + wanted[:, :-1])
-        torch.testing.assert_close(step.reward[:, particle], -(step.state.obs[:, particle, 0] - 0.5).abs())
+        torch.testing.assert_close(step.state.obs[particle], obs + wanted[:, :-1])
+        torch.testing.assert_close(step.reward[:, particle], -(step.state.obs[particle, :, 0] - 0.5).abs())
     assert step.state.depth == 1
     assert not step.terminated.any()
     assert (step.uncertainty >= 0).all()
@@ -76,9 +79,9 @@ def test_noise_is_that_of_the_depth_and_the_particle_for_every_row(world: WorldM
     state = planning.roots(obs, masks)
     for depth in range(2):
         step = planning.step(state, torch.full((2, 2), RIGHT))
-        torch.testing.assert_close(step.state.obs[0], step.state.obs[1])
-        mean, _, _ = world.step_each(state.obs.transpose(0, 1), torch.full((2, 2, 1), RIGHT), planning.members)
-        gap = (step.state.obs.transpose(0, 1) - mean)[:, 0, 0]
+        torch.testing.assert_close(step.state.obs[:, 0], step.state.obs[:, 1])
+        mean, _, _ = world.step_each(state.obs, torch.full((2, 2, 1), RIGHT), planning.members)
+        gap = (step.state.obs - mean)[:, 0, 0]
         assert torch.equal(gap.sign(), noise[depth, :, 0].sign())
         state = step.state
 
@@ -101,6 +104,50 @@ def test_a_plan_walks_to_where_it_pays_and_never_uses_the_broken_action(world: W
     assert plan.sequence.tolist() == [[RIGHT] * 4, [LEFT] * 4]
     assert plan.action_values is not None
     assert torch.isneginf(plan.action_values[:, BROKEN]).all()
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_branching_is_stepping_under_every_action(world: WorldModel, noisy: bool) -> None:
+    noise = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0)) if noisy else None
+    planning = WorldPlanning(world, noise=noise)
+    obs, masks = rows(0.0, 0.95, math.nan)
+    root = planning.roots(obs, masks)
+    branched = planning.branch(root)
+    for action in range(3):
+        step = planning.step(root, torch.full((3, 2), action))
+        own = torch.arange(action, 9, 3)
+        taken = planning.take(branched.state, own)
+        torch.testing.assert_close(taken.obs, step.state.obs, equal_nan=True)
+        assert torch.equal(taken.action_masks, step.state.action_masks)
+        assert torch.equal(taken.alive, step.state.alive)
+        assert taken.depth == step.state.depth == 1
+        torch.testing.assert_close(branched.reward[own], step.reward)
+        assert torch.equal(branched.terminated[own], step.terminated)
+        torch.testing.assert_close(branched.uncertainty[own], step.uncertainty, equal_nan=True)
+
+
+def test_searches_that_branch_plan_as_those_that_step(world: WorldModel) -> None:
+    planning = WorldPlanning(world)
+    stepping = SimpleNamespace(
+        safe_action=None,
+        **{name: getattr(planning, name) for name in ("action_masks", "step", "value", "take")},
+    )
+    obs, masks = rows(-0.6, 0.0, 0.95, math.nan)
+    root = planning.roots(obs, masks)
+    dense = DenseExhaustive(horizon=3)
+    cem = CEM(horizon=3, candidates=16, elites=4, iterations=2)
+    noise = cem.noise(4, 1, torch.Generator().manual_seed(0))
+    for found, expected in (
+        (dense.plan(planning, root), dense.plan(stepping, root)),
+        (dense.plan(planning, root), Exhaustive(horizon=3).plan(planning, root)),
+        (cem.plan(planning, root, noise=noise), cem.plan(stepping, root, noise=noise)),
+    ):
+        assert torch.equal(found.sequence, expected.sequence)
+        assert torch.equal(found.fallback, expected.fallback)
+        torch.testing.assert_close(found.value, expected.value, rtol=1e-5, atol=1e-5)
+    joint, _ = fit_world_model(line(num_actions=(3, 3)), replace(FIT, max_epochs=1), seed=0, known=KNOWN)
+    with pytest.raises(ValueError, match="one action dimension"):
+        joint.branch_each(torch.zeros(2, 1, 2), joint.elites)
 
 
 def test_reward_and_end_may_be_learned() -> None:
@@ -133,11 +180,11 @@ def test_dead_particles_are_not_heard_and_broken_ones_are_never_worth_anything(w
     obs, masks = rows(0.2)
     alone = planning.step(planning.roots(obs, masks), torch.tensor([[RIGHT, RIGHT]])).uncertainty
     state = planning.roots(obs, masks)
-    strange = state._replace(obs=torch.tensor([[[0.2, 0.25], [50.0, math.nan]]]), alive=torch.tensor([[True, False]]))
+    strange = state._replace(obs=torch.tensor([[[0.2, 0.25]], [[50.0, math.nan]]]), alive=torch.tensor([[True, False]]))
     step = planning.step(strange, torch.tensor([[RIGHT, RIGHT]]))
     assert step.uncertainty.tolist() == [[0.0, 0.0]]  # one alone is never at odds with itself
     assert (alone > 0).all()
-    broken = planning.step(state._replace(obs=torch.full((1, 2, 2), math.nan)), torch.tensor([[RIGHT, RIGHT]]))
+    broken = planning.step(state._replace(obs=torch.full((2, 1, 2), math.nan)), torch.tensor([[RIGHT, RIGHT]]))
     assert torch.isneginf(broken.reward).all()
     plan = Exhaustive(horizon=2).plan(planning, planning.roots(torch.full((1, 2), math.nan), masks))
     assert plan.fallback.tolist() == [True]

@@ -24,6 +24,8 @@ BENCHMARKS = (
     ("world-model",),
     ("sample-efficiency",),
     ("ablation",),
+    ("planner",),
+    ("planner-quality",),
 )
 
 
@@ -93,12 +95,13 @@ def test_world_models_are_compared_in_smoke_and_every_part_is_kept(tmp_path: Pat
         assert shown in result.stdout
 
 
-def test_an_interpreter_for_peers_has_to_exist_and_to_be_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["world-model", "planner"])
+def test_an_interpreter_for_peers_has_to_exist_and_to_be_used(tmp_path: Path, command: str) -> None:
     for options, message in (
         (("--peer-python", tmp_path / "python"), "--peer-python: expected --peers beside it"),
         (("--peers", "--peer-python", tmp_path / "python"), "--peer-python: expected an interpreter"),
     ):
-        result = bench("world-model", "--smoke", *options)
+        result = bench(command, "--smoke", *options)
         assert result.exit_code == 78, result.output
         assert message in result.stderr
 
@@ -140,6 +143,8 @@ def test_parts_of_mbpo_are_judged_in_smoke_and_finished_fits_are_kept(
     [
         (("sample-efficiency", "--env", "pong"), "expected one of 'cartpole'"),
         (("sample-efficiency", "--seeds", "0"), "'--seeds': expected a whole number of at least 1, was '0'"),
+        (("planner-quality", "--world", "acrobot"), "expected one of 'masked-cartpole', 'portfolio', was 'acrobot'"),
+        (("planner", "--calls", "99"), "'--calls': expected a whole number of at least 100, was '99'"),
         (("learned-masks", "--smoke", "--seed", "-1"), "'--seed': expected a whole number of at least 0, was '-1'"),
         (("masks", "--calls", "99"), "'--calls': expected a whole number of at least 100, was '99'"),
         (("masks", "--calls", "1e3"), "'--calls': expected a whole number of at least 100, was '1e3'"),

@@ -35,7 +35,10 @@ def printed(drift: dict[str, Any] | None) -> str:
     result = RetrainResult(ExitCode.PROMOTED, "key", "hash", Path("var"))
     result.world_model = dict.fromkeys(("holdout", "validation", "test"), SLICE)
     result.world_model |= {"fit": {"drift": drift}, "horizons": {"1": AHEAD, "2": AHEAD}}
-    result.latency = dict.fromkeys(("session_hot", "decide_hot", "decide_paced"), TIMES) | {"calls_per_second": 20}
+    result.latency = dict.fromkeys(("session_hot", "decide_hot", "decide_paced"), TIMES) | {
+        "calls_per_second": 20,
+        "p99_ms": TIMES["p99_ms"],
+    }
     console = Console(record=True, width=100, file=None, quiet=False)
     with console.capture() as capture:
         print_report(result, console)

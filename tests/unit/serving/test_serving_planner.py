@@ -10,6 +10,7 @@ import pytest
 from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler, write
 from repack import repack
 
+from benchmarks import measure_latency
 from configs.schema import PlannerConfig
 from export import BundleInfo
 from export.states import probe_masks, probe_states
@@ -97,3 +98,10 @@ def test_a_bundle_without_one_says_so(tmp_path: Path) -> None:
         OnnxPlanner(plain)
     with pytest.raises(BundleMismatchError, match="expected a bundle with a planner"):
         plain.run_planner(np.zeros((1, 14), np.float32), np.ones((1, 7), np.bool_), np.zeros(1, np.int64))
+
+
+def test_planned_decisions_are_timed_where_there_is_a_planner(written: BundleInfo) -> None:
+    measured = measure_latency(written.path, 100, warmup=1, paced_calls=2, calls_per_second=500.0)
+    assert measured.planner_hot is not None
+    assert measured.planner_paced is not None
+    assert (measured.planner_hot.count, measured.planner_paced.count) == (100, 2)
