@@ -28,7 +28,7 @@ Plan = Callable[[int], list[int]]
 def mbrl_lib(settings: Settings) -> dict[str, Callable[[], list[int]]]:
     """mbrl-lib's TrajectoryOptimizerAgent with its CEM, scored by its ModelEnv on a GaussianMLP (TSinf of PETS)."""
     import numpy as np
-    import omegaconf  # type: ignore[import-not-found, unused-ignore]
+    import omegaconf
     import torch
     from gymnasium import spaces
     from mbrl.models import GaussianMLP, ModelEnv, OneDTransitionRewardModel
@@ -175,7 +175,7 @@ def mctx_search(settings: Settings) -> dict[str, Callable[[], list[int]]]:
     others.
     """
     import jax
-    import mctx  # type: ignore[import-not-found, unused-ignore]
+    import mctx
     from jax import numpy as jnp
 
     raw_weights, raw_biases, starts = _problem(settings)

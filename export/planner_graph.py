@@ -52,30 +52,39 @@ class PlannerGraph(ScenarioGraph):
 
     def forward(self, state: Tensor, caller_masks: Tensor, seed: Tensor) -> PlannerOutputs:
         """See the class."""
-        dynamics, size, horizon = self.dynamics, self.dynamics.num_actions, self.horizon
-        actions = torch.arange(size)
+        dynamics, size = self.dynamics, self.dynamics.num_actions
         masks, sane = self.begin(state, caller_masks)
-        root_doubt, bars = self.imagine(state[:, : len(dynamics.feature_names)], seed)
+        doubt, bars = self.imagine(state[:, : len(dynamics.feature_names)], seed)
 
-        start = dynamics.account_from_state(state, torch.float32)
-        account, reward = self.step(Account(*(column[:, None, None, None] for column in start)), actions, bars[0])
-        worth = self.charged(reward, account, root_doubt).mean(dim=3).flatten(1)
-        permitted, alive = masks, _unfold(account.killed <= 0)
-        account = Account(*map(_unfold, account))
-        for depth in range(1, horizon):
-            before = bars[depth - 1]
-            permitted = (permitted[:, :, None] & self.masks(account, alive, before)).flatten(1)
-            account, reward = self.step(account, actions, bars[depth])
-            earned = torch.where(alive, self.charged(reward, account, before.uncertainty), 0.0)
-            worth = (worth[:, :, None] + self.discount**depth * earned.mean(dim=3)).flatten(1)
-            # Nodes and actions of this depth are the nodes of the next.
-            alive = _unfold(alive & (account.killed <= 0))
-            account = Account(*map(_unfold, account))
+        account = Account(*(column[:, None, None] for column in dynamics.account_from_state(state, torch.float32)))
+        alive = account.equity < torch.inf
+        allowed, permitted, worth = masks[:, None], sane | True, 0.0 * account.equity[:, :, 0]
+        digits: list[Tensor] = []
+        for depth, bar in enumerate(bars):
+            if depth:
+                allowed = self.masks(account, alive, bars[depth - 1])
+            choices = (permitted[:, :, None] & allowed).flatten(1)
+            # What no row of the batch may do is not walked at all.
+            kept = choices.any(dim=0).nonzero()[:, 0]
+            parent, action = kept // size, kept % size
+            permitted = choices.index_select(1, kept)
+            account, alive, worth = (
+                Account(*(column.index_select(1, parent) for column in account)),
+                alive.index_select(1, parent),
+                worth.index_select(1, parent),
+            )
+            digits = [*(column[parent] for column in digits), action]
+            account, reward = self.step(account, action[:, None], bar)
+            earned = torch.where(alive, self.charged(reward, account, doubt), 0.0)
+            worth = worth + self.discount**depth * earned.mean(dim=2)
+            alive, doubt = alive & (account.killed <= 0), bar.uncertainty
         if self.value is not None:
-            worth = worth + self.discount**horizon * self.future(self.value, account, alive, bars[-1])
+            worth = worth + self.discount**self.horizon * self.future(self.value, account, alive, bars[-1])
 
         worth = torch.where(permitted & (worth.abs() < torch.inf), worth, -torch.inf)
-        action_values, rest = worth.reshape(-1, size, size ** (horizon - 1)).max(dim=2)
+        actions = torch.arange(size)
+        begun = digits[0][:, None] == actions
+        action_values, place = torch.where(begun, worth[:, :, None], -torch.inf).max(dim=1)
         value = action_values.amax(dim=1, keepdim=True)
         decided = sane & (value > -torch.inf)
         tied = (action_values == value) & decided
@@ -84,28 +93,27 @@ class PlannerGraph(ScenarioGraph):
             preferred = self.value(state, caller_masks)[0][:, None] == actions
             first = first + (tied & preferred).to(torch.float32)
         action = first.argmax(dim=1)
-        code = action[:, None] * size ** (horizon - 1) + rest.gather(1, action[:, None])
-        places = torch.tensor([size**place for place in reversed(range(horizon))])
+        best = place.gather(1, action[:, None])[:, 0]
         return PlannerOutputs(
             torch.where(decided[:, 0], action, HOLD),
             torch.where(decided, value, 0.0)[:, 0],
             action_values,
-            torch.where(decided, code // places % size, HOLD),
+            torch.where(decided, torch.stack(digits, dim=1).index_select(0, best), HOLD),
             masks,
             ~decided[:, 0],
         )
 
-    def step(self, account: Account, actions: Tensor, bar: Bar) -> tuple[Account, Tensor]:
-        """One bar: account [B, N, 1, S] and actions [A] to account and reward [B, N, A, S]."""
+    def step(self, account: Account, action: Tensor, bar: Bar) -> tuple[Account, Tensor]:
+        """One bar: account [B, P, S] and action [P, 1] to account and reward [B, P, S]."""
         dynamics = self.dynamics
-        gap, move = (bar.features[:, place, None, None] for place in self.moves)
+        gap, move = (bar.features[:, place, None] for place in self.moves)
         spread = None
         if dynamics.account_rules.spread_share:
-            spread = bar.features[:, dynamics.feature_names.index("spread"), None, None]
-        after, outcome = account_step(account, actions[:, None], gap, move, dynamics.account_rules, spread)
+            spread = bar.features[:, dynamics.feature_names.index("spread"), None]
+        after, outcome = account_step(account, action, gap, move, dynamics.account_rules, spread)
         reward: Tensor = reward_function(dynamics.reward.name)(outcome, dynamics.reward)
         if self.control_variate:
-            mean, variance = ((part[:, 0, None, None], part[:, 1, None, None]) for part in (bar.mean, bar.variance))
+            mean, variance = ((part[:, 0, None], part[:, 1, None]) for part in (bar.mean, bar.variance))
             positions = (account.position, outcome.target)
             luck = unforeseen_reward(dynamics.reward, positions, (gap, move), mean, variance)
             reward = reward - self.control_variate * luck
@@ -116,37 +124,35 @@ class PlannerGraph(ScenarioGraph):
         if not self.penalty:
             return reward
         size: Tensor = account.position.abs()
-        return reward - self.penalty * doubt[:, None, None, None] * size
+        return reward - self.penalty * doubt[:, None, None] * size
 
     def masks(self, account: Account, alive: Tensor, bar: Bar) -> Tensor:
-        """What every living scenario allows after a bar: bool [B, N, A]. Args: account, alive [B, N, 1, S]."""
-        dynamics, (nodes, scenarios) = self.dynamics, (alive.shape[1], alive.shape[3])
+        """What every living scenario allows after a bar: bool [B, P, A]. Args: account, alive [B, P, S]."""
+        dynamics = self.dynamics
         columns = dynamics.account_columns(account)
         for place, name in enumerate(dynamics.feature_names):
             if name in dynamics.rule_set.fields:
-                columns[name] = bar.features[:, place, None, None]
-        columns[UNCERTAINTY_FIELD.name] = bar.uncertainty[:, None, None, None]
-        columns[DATA_AGE] = 0.0 * account.position  # of the batch, without asking for its size
-        ones = torch.ones(1, nodes, 1, scenarios)
+                columns[name] = bar.features[:, place, None]
+        columns[UNCERTAINTY_FIELD.name] = bar.uncertainty[:, None, None]
+        ones = torch.ones_like(account.equity)
+        columns[DATA_AGE] = 0.0 * ones
         flat = {name: (columns[name] * ones).reshape(-1) for name in dynamics.rule_set.fields}
-        masks: Tensor = dynamics.rule_set.by_action(flat).reshape(dynamics.num_actions, -1, nodes, scenarios)
-        common: Tensor = (masks | ~alive[:, :, 0]).all(dim=3)
+        masks: Tensor = dynamics.rule_set.by_action(flat).reshape(dynamics.num_actions, *alive.shape)
+        common: Tensor = (masks | ~alive).all(dim=3)
         return common.permute(1, 2, 0)
 
     def future(self, value: PolicyGraph, account: Account, alive: Tensor, bar: Bar) -> Tensor:
-        """Value of the mean of the living scenarios after the last bar, times their share: [B, N]."""
-        living = alive[:, :, 0].to(torch.float32)
+        """Value of the mean of the living scenarios after the last bar, times their share: [B, P]."""
+        living = alive.to(torch.float32)
         share = living / living.sum(dim=2, keepdim=True).clamp(min=1.0)
-        mean = Account(
-            *((torch.where(alive, column, 0.0)[:, :, 0] * share).sum(dim=2).reshape(-1) for column in account)
-        )
+        mean = Account(*((torch.where(alive, column, 0.0) * share).sum(dim=2).reshape(-1) for column in account))
         # What the dead see may be no number either; where somebody lives who sees that, nothing is worth anything.
         known = bar.features.abs() < torch.inf
         features = torch.matmul(share, torch.where(known, bar.features, 0.0).transpose(1, 2)).flatten(0, 1)
         blind = torch.matmul(living, (~known).any(dim=1).to(torch.float32)[:, :, None])[:, :, 0] > 0
-        doubt = (bar.uncertainty[:, None] * torch.ones(1, share.shape[1])).reshape(-1)
-        worth = value.values(self.dynamics.state_row(features, mean, doubt)).reshape(-1, share.shape[1])
         left = living.mean(dim=2)
+        doubt = (bar.uncertainty[:, None] * torch.ones_like(left)).reshape(-1)
+        worth = value.values(self.dynamics.state_row(features, mean, doubt)).reshape(left.shape)
         # The mean of nobody is no account; what it would be worth is no number.
         future: Tensor = torch.where(blind, torch.inf, torch.where(left > 0, worth * left, 0.0))
         return future
@@ -162,7 +168,3 @@ def _refuse_row_rules(dynamics: TradingDynamics) -> None:
         raise ExportError(f"rule set: expected rules of elementwise operations, which name no axis: {error}") from error
     if not same:
         raise ExportError("rule set: expected the same masks with actions first; use elementwise operations only")
-
-
-def _unfold(column: Tensor) -> Tensor:
-    return column.flatten(1, 2)[:, :, None]
