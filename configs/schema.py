@@ -361,7 +361,7 @@ class PlannerConfig(Section):
     uncertainty_penalty: NonNegative = 0.0
     """Reward units charged per unit of |position| and of ensemble disagreement, as `mbpo.penalty_coef` does."""
     tail: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the scenarios a sequence is judged by, the worst ones; 1 is the mean, less conditional value at risk, for
+    """Share of the scenarios a sequence is judged by, the worst ones; 1 is the mean, less is CVaR, for
     which `control_variate` must be 0: it takes the tail out with the luck."""
     particles: Literal["all", "each"] = "all"
     """all: a step is valid where every scenario allows it; each: scenarios that forbid it hold."""
