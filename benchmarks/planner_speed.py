@@ -58,7 +58,7 @@ class Goal:
     p50_ms: float | None = None
     p99_ms: float | None = None
     to_floor: float | None = None
-    """Median over that of the products alone, at most."""
+    """Median over that of its floor, at most: the products alone."""
     to_policy: float | None = None
     """Median over that of the policy's graph, at least: what another way to ask the policy costs."""
 
@@ -71,6 +71,15 @@ GOALS = {
     SAMPLED: Goal(p50_ms=9.0, p99_ms=12.5, to_floor=1.6),
     SCENARIOS: Goal(p50_ms=1.2, p99_ms=2.0),
 }
+PEER_GOALS = {
+    "mbrl-lib, 5 particles": 50.0,
+    "mbrl-lib, 20 particles": 50.0,
+    "TorchRL, 5 particles": 50.0,
+    "TorchRL, 20 particles": 50.0,
+    "mctx, 216 simulations": 3.0,
+    "mctx, 50 simulations": 1.0,
+}
+"""Median of a peer's plan over that of the exact search, at least."""
 SMOKE: dict[str, Any] = {
     "sizes": SMOKE_SIZES,
     "calls": 2 * BLOCKS,
@@ -142,7 +151,7 @@ class PlannerSpeedReport:
     versions: dict[str, str]
 
     def to_floor(self, name: str) -> float | None:
-        """Median over that of the products alone; None where there are none."""
+        """Median over that of the products, or of the network, alone; None where there is no such series."""
         floor = FLOORS.get(name)
         return None if floor is None else self.entries[name].hot.whole.p50_ms / self.entries[floor].hot.whole.p50_ms
 
@@ -167,6 +176,10 @@ class PlannerSpeedReport:
             times = hot.p50_ms / self.entries[POLICY].hot.whole.p50_ms
             if goal.to_policy is not None and times < goal.to_policy:
                 found.append(f"{name}: times the policy's graph: expected at least {goal.to_policy:g}, was {times:.3g}")
+        for name in self.peers:
+            times, least = self.times_slower(name), PEER_GOALS.get(name, 0.0)
+            if times < least:
+                found.append(f"{name}: times the tree: expected at least {least:g}, was {times:.3g}")
         for name, plan in self.plans.items():
             if plan.value > plan.best_value + SAME_VALUE:
                 found.append(f"{name}: plans worth {plan.value:.6g}, the tree's {plan.best_value:.6g}")
@@ -181,6 +194,7 @@ class PlannerSpeedReport:
                 name: {than: self.times_slower(name, than) for than in (TREE, SAMPLED)} for name in self.peers
             },
             "goals": {name: asdict(goal) for name, goal in GOALS.items()},
+            "peer_goals": PEER_GOALS,
             "missed": list(self.missed),
             "batch": 1,
             "threads": 1,

@@ -18,12 +18,13 @@ import torch
 from gymnasium import spaces
 from onnx import helper, numpy_helper
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from torch import nn
 
 from configs.schema import DetentConfig, PlannerConfig
 from data import Scaler
 from data.features import FEATURE_FIELDS
 from envs import ACCOUNT_FIELDS, UNCERTAINTY_FIELD, TradingDynamics
-from export.graphs import PolicyGraph
+from export.graphs import FORBIDDEN_LOGIT, PolicyGraph
 from export.onnx_files import EXAMPLE_BATCH, OPSET, onnx_bytes
 from export.planner_graph import PlannerGraph
 from export.states import probe_states
@@ -36,12 +37,12 @@ from world_model.world import WorldModel
 Call = Callable[[int], object]
 """Decides one row; the index may be any number, rows repeat."""
 
-POLICY, PREDICT = "policy", "policy, sb3-contrib"
+POLICY, NETWORK, PREDICT = "policy", "policy, network alone", "policy, sb3-contrib"
 TREE, TREE_FLOOR, TREE_TORCH = "tree", "tree, products alone", "tree, plain torch"
 DEEP, DEEP_FLOOR = "deep tree", "deep tree, products alone"
 SAMPLED, SAMPLED_FLOOR = "cem", "cem, products alone"
 SCENARIOS, SCENARIOS_DEFAULT = "scenarios", "scenarios, default"
-FLOORS = {TREE: TREE_FLOOR, DEEP: DEEP_FLOOR, SAMPLED: SAMPLED_FLOOR}
+FLOORS = {POLICY: NETWORK, TREE: TREE_FLOOR, DEEP: DEEP_FLOOR, SAMPLED: SAMPLED_FLOOR}
 
 ROWS = 256
 """Distinct rows that the calls cycle through."""
@@ -87,11 +88,24 @@ SMOKE = PlannerSizes(
 """Sizes that answer nothing but run everything, and share graphs: an export takes seconds."""
 
 
-def trading_calls(sizes: PlannerSizes) -> dict[str, Call]:
-    """The policy's graph, the same network asked through sb3-contrib, and scenario planners of the trading market.
+class NetworkGraph(nn.Module):
+    """What sb3-contrib computes for a decision, as a graph: obs [B, D], masks bool [B, A] ready made -> action [B]."""
 
-    Networks of the default config, untrained; planners end with the policy's value, as in a bundle. sb3-contrib gets
-    obs and masks ready made, which the graph computes.
+    def __init__(self, policy: MaskableActorCriticPolicy) -> None:
+        super().__init__()
+        self.mlp_extractor, self.action_net = policy.mlp_extractor, policy.action_net
+
+    def forward(self, obs: torch.Tensor, action_masks: torch.Tensor) -> torch.Tensor:
+        """Most probable valid action."""
+        logits = self.action_net(self.mlp_extractor.forward_actor(obs))
+        return torch.where(action_masks, logits, FORBIDDEN_LOGIT).argmax(dim=1)
+
+
+def trading_calls(sizes: PlannerSizes) -> dict[str, Call]:
+    """The policy's graph, its network alone, sb3-contrib's way to ask it, and scenario planners of the trading market.
+
+    Networks of the default config, untrained; planners end with the policy's value, as in a bundle. sb3-contrib and the
+    network alone get obs and masks ready made, which the graph computes.
     """
     config = DetentConfig()
     names = tuple(field.name for field in FEATURE_FIELDS)
@@ -103,10 +117,12 @@ def trading_calls(sizes: PlannerSizes) -> dict[str, Call]:
     state = state[(np.abs(state) < 1e6).all(axis=1)][:ROWS]
     policy = _policy(dynamics, config)
     inputs = {"state": state, "caller_masks": np.ones((ROWS, dynamics.num_actions), dtype=np.bool_)}
-    graph = PolicyGraph(dynamics, scaler, policy)
+    ready = {"obs": np.asarray(scaler(state[:, :-1])), "action_masks": np.asarray(dynamics.action_masks(state))}
+    graph, network = PolicyGraph(dynamics, scaler, policy), NetworkGraph(policy)
     calls = {
         POLICY: rows_call(open_graph(onnx_bytes(graph, _example(inputs), PolicyOutputs._fields, {})), inputs),
-        PREDICT: _predict_call(policy, np.asarray(scaler(state[:, :-1])), np.asarray(dynamics.action_masks(state))),
+        NETWORK: rows_call(open_graph(onnx_bytes(network, _example(ready), ("action",), {})), ready),
+        PREDICT: _predict_call(policy, ready["obs"], ready["action_masks"]),
     }
     inputs["seed"] = np.zeros(ROWS, dtype=np.int64)
     model, value = _market(config), TorchPolicy("value", policy, scaler)

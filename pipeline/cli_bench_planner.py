@@ -27,6 +27,7 @@ QualityWorlds = Literal["masked-cartpole", "portfolio"]
 
 LABELS = {
     "policy": "policy graph",
+    "policy, network alone": "  its network alone",
     "policy, sb3-contrib": "  sb3-contrib predict, same network",
     "tree": "world, all {actions}^{horizon} sequences",
     "tree, products alone": "  its matrix products alone",
@@ -161,7 +162,7 @@ def _speed_table(report: Mapping[str, Any]) -> WorkTable:
         )
     pace = f"{report['calls_per_second']:g} calls a second"
     title = f"One decision, milliseconds; paced: {pace}"
-    return title, ("", "p50", "p99", "paced p50", "paced p99", "to products", "goal", ""), rows
+    return title, ("", "p50", "p99", "paced p50", "paced p99", "to the part alone", "goal", ""), rows
 
 
 def _goal_words(goal: Mapping[str, float | None]) -> str:

@@ -12,6 +12,7 @@ from benchmarks.planner_speed import BLOCKS, Entry, PlannerSpeedReport, Series
 from benchmarks.planner_tasks import (
     DEEP,
     DEEP_FLOOR,
+    NETWORK,
     POLICY,
     PREDICT,
     SAMPLED,
@@ -26,6 +27,7 @@ from benchmarks.planner_tasks import (
 
 GOOD = {
     POLICY: 0.01,
+    NETWORK: 0.005,
     PREDICT: 0.5,
     TREE: 0.7,
     TREE_FLOOR: 0.5,

@@ -252,6 +252,13 @@ def test_every_goal_can_be_met() -> None:
     assert speed_report().missed == ()
 
 
+@pytest.mark.parametrize(("peer", "goal"), planner_speed.PEER_GOALS.items())
+def test_every_peer_is_to_be_beaten_by_so_much(peer: str, goal: float) -> None:
+    assert speed_report(peers={peer: 0.7 * goal + 0.01}).missed == ()
+    missed = f"{peer}: times the tree: expected at least {goal:g}, was {goal / 2:.3g}"
+    assert speed_report(peers={peer: 0.35 * goal}).missed == (missed,)
+
+
 def test_a_peer_with_better_plans_is_a_missed_goal_and_rounding_is_none() -> None:
     better = PlanQuality(rows=4, value=1.1, best_value=1.0, best_actions=0.0)
     assert speed_report(plans={"mctx": better}).missed == ("mctx: plans worth 1.1, the tree's 1",)
@@ -261,9 +268,9 @@ def test_a_peer_with_better_plans_is_a_missed_goal_and_rounding_is_none() -> Non
 def test_ratios_by_hand_and_all_of_it_is_json() -> None:
     report = speed_report(peers={"mctx, 50 simulations": 7.0})
     written = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert written["to_floor"] == pytest.approx({"tree": 1.4, "deep tree": 1.25, "cem": 8 / 6})
+    assert written["to_floor"] == pytest.approx({"policy": 2.0, "tree": 1.4, "deep tree": 1.25, "cem": 8 / 6})
     assert written["times_slower"]["mctx, 50 simulations"] == pytest.approx({"tree": 10.0, "cem": 7 / 8})
-    assert report.to_floor("policy") is None
+    assert report.to_floor("scenarios") is None
     assert written["entries"][TREE]["hot"]["whole"]["p50_ms"] == 0.7
     assert written["missed"] == []
 

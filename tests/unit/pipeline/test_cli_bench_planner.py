@@ -40,6 +40,7 @@ def test_every_planner_is_exported_and_timed_in_smoke(smoke: tuple[Result, dict[
     assert result.exit_code == 0, result.output
     assert set(written["entries"]) == {
         "policy",
+        "policy, network alone",
         "policy, sb3-contrib",
         "tree",
         "tree, products alone",
