@@ -1,7 +1,8 @@
 """What is timed of planning: the policy, planners of the trading market, and the matrix products of a search alone.
 
-Every call decides one row, batch 1, one thread, onnxruntime as serving opens it. Graphs of trees take as long whatever
-the masks say; all actions are valid here.
+Every call decides one row, batch 1, one thread, onnxruntime as serving opens it. In the world all actions are valid,
+and its graphs take as long whatever the masks say. Planners of the market walk only what masks leave: rows are flat,
+active accounts, which have the most before them, and once again rows of all kinds, most of which must hold.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ POLICY, NETWORK, PREDICT = "policy", "policy, network alone", "policy, sb3-contr
 TREE, TREE_FLOOR, TREE_TORCH = "tree", "tree, products alone", "tree, plain torch"
 DEEP, DEEP_FLOOR = "deep tree", "deep tree, products alone"
 SAMPLED, SAMPLED_FLOOR = "cem", "cem, products alone"
-SCENARIOS, SCENARIOS_DEFAULT = "scenarios", "scenarios, default"
+SCENARIOS, SCENARIOS_MIXED, SCENARIOS_DEFAULT = "scenarios", "scenarios, all kinds of rows", "scenarios, default"
 FLOORS = {POLICY: NETWORK, TREE: TREE_FLOOR, DEEP: DEEP_FLOOR, SAMPLED: SAMPLED_FLOOR}
 
 ROWS = 256
@@ -115,6 +116,7 @@ def trading_calls(sizes: PlannerSizes) -> dict[str, Call]:
     scaler = Scaler.concat([features, Scaler.with_fixed((*ACCOUNT_FIELDS, UNCERTAINTY_FIELD))])
     state = probe_states(dynamics, scaler, 4 * ROWS, rng)
     state = state[(np.abs(state) < 1e6).all(axis=1)][:ROWS]
+    flat = _flat(dynamics, state)
     policy = _policy(dynamics, config)
     inputs = {"state": state, "caller_masks": np.ones((ROWS, dynamics.num_actions), dtype=np.bool_)}
     ready = {"obs": np.asarray(scaler(state[:, :-1])), "action_masks": np.asarray(dynamics.action_masks(state))}
@@ -126,14 +128,20 @@ def trading_calls(sizes: PlannerSizes) -> dict[str, Call]:
     }
     inputs["seed"] = np.zeros(ROWS, dtype=np.int64)
     model, value = _market(config), TorchPolicy("value", policy, scaler)
-    wanted = {SCENARIOS: sizes.scenarios, SCENARIOS_DEFAULT: config.planner.scenarios}
-    found = {}
-    for scenarios in {*wanted.values()}:
+    wanted = {
+        SCENARIOS: (sizes.scenarios, flat),
+        SCENARIOS_MIXED: (sizes.scenarios, state),
+        SCENARIOS_DEFAULT: (config.planner.scenarios, flat),
+    }
+    graphs = {}
+    for scenarios in {scenarios for scenarios, _ in wanted.values()}:
         settings = PlannerConfig(search="exhaustive", horizon=sizes.horizon, scenarios=scenarios)
         planner = PlannerPolicy(dynamics, model, settings, seed=0, gamma=config.mbpo.ppo.gamma, value=value)
         data = onnx_bytes(PlannerGraph(planner), _example(inputs), PlannerOutputs._fields, {})
-        found[scenarios] = rows_call(open_graph(data), inputs)
-    return calls | {name: found[scenarios] for name, scenarios in wanted.items()}
+        graphs[scenarios] = open_graph(data)
+    return calls | {
+        name: rows_call(graphs[scenarios], inputs | {"state": rows}) for name, (scenarios, rows) in wanted.items()
+    }
 
 
 def products_call(world: WorldModel, rows: Sequence[int], *, times: int = 1) -> Call:
@@ -192,6 +200,15 @@ def rows_call(session: Any, inputs: Mapping[str, npt.NDArray[Any]]) -> Call:
     """Decide row by row. Args: inputs [ROWS, ...] by name."""
     feeds = [{name: np.ascontiguousarray(part[row : row + 1]) for name, part in inputs.items()} for row in range(ROWS)]
     return lambda index: session.run(None, feeds[index % ROWS])
+
+
+# The same markets seen by an account that is flat, at its peak and free to trade.
+def _flat(dynamics: TradingDynamics, state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    rows = state.copy()
+    columns = {**{field.name: 0.0 for field in ACCOUNT_FIELDS}, "holding_time": 10.0, "data_age": 0.0}
+    for name, value in {**columns, "volatility_20": 0.15}.items():
+        rows[:, dynamics.state_names.index(name)] = value
+    return rows
 
 
 def _example(inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:

@@ -341,6 +341,10 @@ class TrackingConfig(Section):
         return self
 
 
+TRADING_ACTIONS = 7
+"""Actions of the trading environment, Hold included."""
+
+
 class PlannerConfig(Section):
     """Search over valid action sequences on scenarios of the world model."""
 
@@ -374,8 +378,11 @@ class PlannerConfig(Section):
             raise ValueError(f"elites: expected at most candidates={self.candidates}, was {self.elites}")
         if self.tail < 1.0 and self.control_variate:
             raise ValueError(f"control_variate: expected 0 with tail={self.tail}, was {self.control_variate}")
+        if self.tail * self.scenarios < 1.0:
+            raise ValueError(f"tail: expected at least 1 of {self.scenarios} scenarios, was {self.tail}")
+        tree = sum(TRADING_ACTIONS**depth for depth in range(1, self.horizon + 1))
         least = 2 * self.iterations * self.horizon
-        if self.search == "auto" and self.max_nodes < least:
+        if self.search == "auto" and self.max_nodes < min(tree, least):
             raise ValueError(
                 f"max_nodes: expected at least {least} for cem over {self.horizon} bars, was {self.max_nodes}"
             )

@@ -37,6 +37,7 @@ LABELS = {
     "cem": "world, CEM {candidates} x {iterations}, H={horizon}",
     "cem, products alone": "  its matrix products alone",
     "scenarios": "market, {scenarios} scenarios, H={horizon}",
+    "scenarios, all kinds of rows": "  the same, accounts of all kinds",
     "scenarios, default": "market, scenarios of the default config, H={horizon}",
 }
 

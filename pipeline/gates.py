@@ -26,6 +26,7 @@ def decide_gates(
     config: GatesConfig,
     *,
     challenger: PolicyMetrics,
+    planner: PolicyMetrics | None = None,
     champion: PolicyMetrics | None,
     no_champion_reason: str,
     nll_gain: float,
@@ -38,14 +39,25 @@ def decide_gates(
     """Decide every gate; a NaN never passes.
 
     Args:
-        challenger, champion: metrics on the same validation window; champion None if there is none to compare with,
-            `no_champion_reason` says why.
+        challenger, planner, champion: metrics on the same validation window. A live system decides by policy or by
+            planner, so both must keep the absolute limits; the policy alone is held against the champion's. Champion
+            None if there is none to compare with, `no_champion_reason` says why.
         nll_gain: nats per feature of the world model over the tightest constant Gaussian, validation window.
         invalid_actions: forbidden actions that were executed, all policies and windows, or chosen by the graph and
             replaced by the last check.
         paper: the bundle allows more than full investment.
         other_market: market of the champion if it is another one, else empty.
     """
+    served = {"": challenger} if planner is None else {"": challenger, " of the planner": planner}
+    # NaN first, whichever is asked for: it must not hide behind a number.
+    (sharpe, sharpe_of), (exposure, exposure_of) = (
+        min(((getattr(one, name), of) for of, one in served.items()), key=lambda pair: (pair[0] == pair[0], pair[0]))
+        for name in ("sharpe", "exposure")
+    )
+    (drawdown, drawdown_of), (killed, killed_of) = (
+        max(((getattr(one, name), of) for of, one in served.items()), key=lambda pair: (pair[0] != pair[0], pair[0]))
+        for name in ("max_drawdown", "kill_switch_rate")
+    )
     gates = [
         _gate("invalid_actions", invalid_actions == 0, f"{invalid_actions} forbidden actions chosen, allowed 0"),
         _gate(
@@ -56,14 +68,12 @@ def decide_gates(
         _at_least("world_model", nll_gain, config.min_nll_gain, "nats per feature over a constant Gaussian"),
         _gate(
             "sharpe",
-            challenger.sharpe > config.min_sharpe,
-            f"annual Sharpe {challenger.sharpe:.3f}, must exceed {config.min_sharpe:.3f}",
+            sharpe > config.min_sharpe,
+            f"annual Sharpe {sharpe:.3f}{sharpe_of}, must exceed {config.min_sharpe:.3f}",
         ),
-        _at_least("exposure", challenger.exposure, config.min_exposure, "mean exposure"),
-        _at_most("drawdown", challenger.max_drawdown, config.max_drawdown, "maximum drawdown"),
-        _at_most(
-            "kill_switch", challenger.kill_switch_rate, config.max_kill_switch_rate, "share of paths that were killed"
-        ),
+        _at_least("exposure", exposure, config.min_exposure, f"mean exposure{exposure_of}"),
+        _at_most("drawdown", drawdown, config.max_drawdown, f"maximum drawdown{drawdown_of}"),
+        _at_most("kill_switch", killed, config.max_kill_switch_rate, f"share of paths{killed_of} that were killed"),
         _at_most("latency", latency_p99_ms, latency_budget_ms, "ms decision latency p99"),
     ]
     if other_market:

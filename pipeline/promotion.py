@@ -14,7 +14,7 @@ from pipeline.gates import decide_gates
 from pipeline.inputs import RunInputs
 from pipeline.result import RetrainResult
 from pipeline.tracking import Tracker
-from pipeline.training import MBPO_NAME
+from pipeline.training import MBPO_NAME, PLANNER_NAME
 from serving import BundleError, OnnxPolicy, open_bundle
 
 MARKET_TAG = "market"
@@ -26,7 +26,7 @@ def register(
 ) -> None:
     """Decide the gates, log the metrics, register the bundle as challenger, promote it if all gates pass.
 
-    The policy, first of what is served, is the challenger; none of them may have chosen a forbidden action.
+    The policy, first of what is served, is the challenger; a planner beside it must keep the limits as well.
 
     Sets `gates`, `model_version` and `exit_code` of the result, which must hold everything measured so far.
     Raises: TrackingUnavailable; RuntimeError if the registry holds another bundle for the same run.
@@ -36,6 +36,7 @@ def register(
     result.gates = decide_gates(
         inputs.config.gates,
         challenger=result.policies["validation"][MBPO_NAME],
+        planner=result.policies["validation"].get(PLANNER_NAME),
         champion=champion,
         no_champion_reason=why,
         other_market=other_market,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from configs import ConfigError, load_config
+from configs import ConfigError, load_config, schema
+from masking import ActionTable
 
 BOUNDS = {
     "evaluation.market.bars_per_day": ("1", "0"),
@@ -97,6 +98,7 @@ def test_rollouts_of_the_smoke_suite_divide_into_whole_minibatches() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["planner.tail=0.01", "planner.control_variate=0"], r"tail: expected at least 1 of 16 scenarios, was 0\.01"),
         (["planner.tail=0.5"], r"control_variate: expected 0 with tail=0\.5, was 1"),
         (["planner.search=cem", "planner.elites=600"], "elites: expected at most candidates=512, was 600"),
         (["planner.max_nodes=10"], "max_nodes: expected at least 18 for cem over 3 bars, was 10"),
@@ -106,3 +108,9 @@ def test_a_planner_that_contradicts_itself_is_refused(settings: list[str], messa
     with pytest.raises(ConfigError, match=message):
         load_config("default", settings)
     load_config("default", ["planner.tail=0.5", "planner.control_variate=0", "planner.elites=600"])
+    # The tree of one bar has seven nodes, so auto never asks CEM.
+    load_config("default", ["planner.horizon=1", "planner.max_nodes=7", "planner.iterations=2000"])
+
+
+def test_trees_are_counted_with_the_actions_of_the_trading_environment() -> None:
+    assert ActionTable().num_actions == schema.TRADING_ACTIONS

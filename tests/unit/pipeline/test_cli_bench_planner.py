@@ -50,6 +50,7 @@ def test_every_planner_is_exported_and_timed_in_smoke(smoke: tuple[Result, dict[
         "cem",
         "cem, products alone",
         "scenarios",
+        "scenarios, all kinds of rows",
         "scenarios, default",
     }
     for one in written["entries"].values():

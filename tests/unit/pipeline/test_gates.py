@@ -50,6 +50,25 @@ def test_a_good_challenger_passes_every_gate_and_each_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "gate"),
+    [
+        ("sharpe", -0.1, "sharpe"),
+        ("sharpe", math.nan, "sharpe"),
+        ("exposure", 0.01, "exposure"),
+        ("max_drawdown", 0.4, "drawdown"),
+        ("max_drawdown", math.nan, "drawdown"),
+        ("kill_switch_rate", 1.0, "kill_switch"),
+    ],
+)
+def test_a_planner_in_the_bundle_must_keep_the_limits_as_well(name: str, value: float, gate: str) -> None:
+    assert failed(planner=metrics(sharpe=0.6)) == []
+    assert failed(planner=metrics(**{name: value})) == [gate]
+    assert failed(challenger=metrics(**{name: value}), planner=metrics(), champion=None) == [gate]
+    assert "of the planner" in decide(planner=metrics(**{name: value}))[gate].reason
+    assert "of the planner" not in decide(planner=metrics())["champion"].reason
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"invalid_actions": 1}, ["invalid_actions"]),

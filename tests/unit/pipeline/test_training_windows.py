@@ -145,14 +145,19 @@ def test_mbpo_trains_on_replayed_rows_and_is_chosen_on_validation_with_its_uncer
 def test_reported_backtests_give_the_served_policy_the_uncertainty_of_each_window(
     inputs: RunInputs, walked: list[tuple[np.ndarray, Any]]
 ) -> None:
-    served, baseline = (named(Flat(inputs.dynamics), name) for name in ("mbpo", "model_free"))
+    served, planner, baseline = (named(Flat(inputs.dynamics), name) for name in ("mbpo", "mbpo_planner", "model_free"))
     market = market_of(inputs)
-    runs = retrain_module._backtests(inputs, served, baseline, market, None)
-    for (features, uncertainty), window in ((walked[0], "validation"), (walked[5], "test")):
+    runs = retrain_module._backtests(inputs, [served, planner], baseline, market, None)
+    for (features, uncertainty), window in (
+        (walked[0], "validation"),
+        (walked[1], "validation"),
+        (walked[6], "test"),
+        (walked[7], "test"),
+    ):
         rows = getattr(inputs.split, window)
         np.testing.assert_array_equal(features, inputs.table.values[rows])
         np.testing.assert_array_equal(uncertainty, market.uncertainty[rows])
-        assert len(runs[window]["mbpo"].timestamps) == len(features)
+        assert len(runs[window]["mbpo"].timestamps) == len(runs[window]["mbpo_planner"].timestamps) == len(features)
 
 
 def test_gates_read_the_validation_window_only(inputs: RunInputs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,19 +172,23 @@ def test_gates_read_the_validation_window_only(inputs: RunInputs, monkeypatch: p
     result = SimpleNamespace(
         policies={"validation": {"mbpo": validation}, "test": {"mbpo": test}},
         world_model={"validation": {"nll_gain_tightest": 1.0}, "test": {"nll_gain_tightest": 2.0}},
-        latency={"decide_hot": {"p99_ms": 3.0}},
+        latency={"p99_ms": 3.0},
     )
     for by_policy in result.policies.values():
         by_policy["flat"] = SimpleNamespace(invalid_actions=2)
     monkeypatch.setitem(result.policies["validation"], "mbpo", SimpleNamespace(invalid_actions=0, tag="validation"))
     monkeypatch.setitem(result.policies["test"], "mbpo", SimpleNamespace(invalid_actions=0, tag="test"))
-    tracker, served = SimpleNamespace(champion=lambda: None), SimpleNamespace(overridden_total=5)
+    for window, by_policy in result.policies.items():
+        by_policy["mbpo_planner"] = SimpleNamespace(invalid_actions=0, tag=f"planner, {window}")
+    tracker = SimpleNamespace(champion=lambda: None)
+    served = [SimpleNamespace(overridden_total=5), SimpleNamespace(overridden_total=7)]
     with pytest.raises(Stop):
         promotion.register(inputs, Path(), tracker, served, result)  # type: ignore[arg-type]
     assert given["challenger"].tag == "validation"
-    assert given["nll_gain"] == 1.0
-    # Two forbidden actions in either window, and five that the last check replaced.
-    assert given["invalid_actions"] == 9
+    assert given["planner"].tag == "planner, validation"
+    assert (given["nll_gain"], given["latency_p99_ms"]) == (1.0, 3.0)
+    # Two forbidden actions in either window, and those of policy and planner that the last check replaced.
+    assert given["invalid_actions"] == 16
 
 
 def test_the_champion_walks_the_validation_window(
