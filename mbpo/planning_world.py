@@ -70,7 +70,7 @@ class WorldPlanning:
         """Rows obs [N, D] under masks [N, K * A], the same in all particles."""
         particles = len(self.members)
         masks = action_masks[:, None].expand(-1, particles, -1)
-        return WorldState(obs.expand(particles, -1, -1), masks, masks.any(dim=2) | True, 0)
+        return WorldState(obs.expand(particles, -1, -1), masks, torch.ones_like(masks[:, :, 0]), 0)
 
     def action_masks(self, state: WorldState) -> Tensor:
         """Masks of every imagined state."""

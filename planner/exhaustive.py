@@ -7,6 +7,7 @@ alone takes H * A^H steps. At 7 actions and 3 bars that is 399 steps and exact; 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,9 +55,10 @@ class Exhaustive:
     ) -> Plan:
         """Find the best valid sequence of each row.
 
-        Args: model; state of N rows, none terminated; deadline: of `clock`, seconds: a depth begins only if it should
-            be done by then, supposing that a node takes as long as at the depth before; otherwise the depth that was
-            reached counts as the horizon. One step is always looked ahead.
+        Args: model; state of N rows, none terminated; deadline: of `clock`, seconds: a depth begins only if it and the
+            values after it should be done by then, supposing that a node takes as long as at the depth before, and a
+            value as long as when values were last asked for; otherwise the depth that was reached counts as the
+            horizon. One step is always looked ahead.
         Raises: ValueError for a tensor of wrong shape or dtype, a joint model, or a tree beyond `max_nodes`;
             InvalidMaskError (a ValueError) for masks that are not bool [N, P, A] with the safe action valid.
         """
@@ -66,22 +68,31 @@ class Exhaustive:
         with torch.no_grad():
             masks = imagination.checked(model.action_masks(state), None)
             paths = imagination.begin(state, masks)
-            self._check_budget(masks.shape[2])
+            num_actions = masks.shape[2]
+            beyond = beyond_budget(num_actions, self.horizon, self.max_nodes)
+            if beyond is not None:
+                raise ValueError(
+                    f"max_nodes: expected >= {beyond[1]} for {num_actions} actions and {beyond[0]} of {self.horizon} "
+                    f"steps, was {self.max_nodes}"
+                )
             tree = _Tree(imagination, self.horizon, masks)
             complete = tree.grow(paths, deadline, clock)
             return tree.harvest(complete=complete)
 
-    def _check_budget(self, num_actions: int) -> None:
-        nodes, width = 0, 1
-        for depth in range(1, self.horizon + 1):
-            width *= num_actions
-            nodes += width
-            # Stops at the first depth over the limit: A^H itself may have millions of digits.
-            if nodes > self.max_nodes:
-                raise ValueError(
-                    f"max_nodes: expected >= {nodes} for {num_actions} actions and {depth} of {self.horizon} steps, "
-                    f"was {self.max_nodes}"
-                )
+
+def beyond_budget(num_actions: int, horizon: int, max_nodes: int) -> tuple[int, int] | None:
+    """The first depth at which the tree without masks has more than `max_nodes` nodes, and how many up to there.
+
+    None where the whole tree fits.
+    """
+    nodes, width = 0, 1
+    for depth in range(1, horizon + 1):
+        width *= num_actions
+        nodes += width
+        # No further than the first depth over the limit: A^H itself may have millions of digits.
+        if nodes > max_nodes:
+            return depth, nodes
+    return None
 
 
 class _Tree:
@@ -99,15 +110,13 @@ class _Tree:
         """Walk depth by depth; return whether every sequence was walked to its end."""
         row = torch.arange(self.num_rows, device=self.non_finite.device)
         code, masks, imagination = torch.zeros_like(row), self.root_masks, self.imagination
+        node, action = imagination.permitted(masks, paths.alive).nonzero(as_tuple=True)
+        score, per_value = None, math.inf  # seconds; nobody knows before the first value
         for depth in range(self.horizon):
-            begun = 0.0 if deadline is None else clock()
-            if depth:
-                raw = imagination.model.action_masks(paths.state)  # type: ignore[union-attr]
-                masks = imagination.checked(raw, paths.alive, self.num_actions)
-            node, action = imagination.permitted(masks, paths.alive).nonzero(as_tuple=True)
             if len(node) == 0:
                 return True
-            self.nodes += len(node)
+            begun, steps = 0.0 if deadline is None else clock(), len(node)
+            self.nodes += steps
             row, code = row[node], code[node] * self.num_actions + (action - self.first) % self.num_actions
             executed = imagination.executed(masks[node], action)
             paths = imagination.advance(imagination.take(paths, node), executed, depth)
@@ -119,11 +128,23 @@ class _Tree:
             if len(going_on) == 0:
                 return True
             paths, row, code = imagination.take(paths, going_on), row[going_on], code[going_on]
-            if deadline is not None:
+            if depth + 1 == self.horizon:
+                break
+            raw = imagination.model.action_masks(paths.state)  # type: ignore[union-attr]
+            masks = imagination.checked(raw, paths.alive, self.num_actions)
+            node, action = imagination.permitted(masks, paths.alive).nonzero(as_tuple=True)
+            if deadline is not None and len(node) > 0:
                 now = clock()
-                if now + (now - begun) * self.num_actions * len(going_on) / len(node) > deadline:
-                    break
-        self._collect(row, code, depth + 1, imagination.score(imagination.end(paths, depth + 1)))
+                per_step = (now - begun) / steps
+                if now + (per_step + per_value) * len(node) > deadline:
+                    # Before giving up: this depth has to be valued then anyway, and says what a value takes now.
+                    score = self._worth(paths, depth + 1)
+                    valued = clock()
+                    per_value = (valued - now) / len(row)
+                    if valued + (per_step + per_value) * len(node) > deadline:
+                        break
+                    score = None
+        self._collect(row, code, depth + 1, self._worth(paths, depth + 1) if score is None else score)
         return depth + 1 == self.horizon
 
     def harvest(self, *, complete: bool) -> Plan:
@@ -158,6 +179,9 @@ class _Tree:
             nodes=self.nodes,
             complete=complete,
         )
+
+    def _worth(self, paths: Paths, depth: int) -> torch.Tensor:
+        return self.imagination.score(self.imagination.end(paths, depth))
 
     def _count(self, row: torch.Tensor, broken: torch.Tensor) -> None:
         self.non_finite += torch.bincount(row[broken], minlength=self.num_rows)

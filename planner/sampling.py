@@ -62,11 +62,6 @@ class CEM:
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}: expected a number in [0, 1), was {getattr(self, name)}")
 
-    @property
-    def num_nodes(self) -> int:
-        """Imagined steps of one row."""
-        return self.iterations * self.candidates * self.horizon
-
     def noise(self, num_rows: int, dimensions: int, generator: torch.Generator) -> torch.Tensor:
         """All the chance of a call: uniform in [0, 1), [I, N, C, H, K] float32."""
         return torch.rand((self.iterations, num_rows, self.candidates, self.horizon, dimensions), generator=generator)
@@ -139,11 +134,6 @@ class RandomShooting:
     def __post_init__(self) -> None:
         _ = self._search
 
-    @property
-    def num_nodes(self) -> int:
-        """Imagined steps of one row."""
-        return self._search.num_nodes
-
     def noise(self, num_rows: int, dimensions: int, generator: torch.Generator) -> torch.Tensor:
         """All the chance of a call: uniform in [0, 1), [1, N, C, H, K] float32."""
         return self._search.noise(num_rows, dimensions, generator)
@@ -174,13 +164,13 @@ class RandomShooting:
         )
 
 
-def shifted(plan: Plan, hold: torch.Tensor | int) -> torch.Tensor:
+def shifted(sequence: torch.Tensor, hold: torch.Tensor | int) -> torch.Tensor:
     """The rest of a plan one step later, with Hold at its end: what to pass as `previous` to the next search.
 
-    Args: hold: the action that is always valid, an index or int64 [K].
+    Args: sequence: of a `Plan`; hold: the action that is always valid, an index or int64 [K].
     """
-    last = torch.as_tensor(hold).expand_as(plan.sequence[:, -1])[:, None]
-    return torch.cat((plan.sequence[:, 1:], last), dim=1)
+    last = torch.as_tensor(hold).expand_as(sequence[:, -1])[:, None]
+    return torch.cat((sequence[:, 1:], last), dim=1)
 
 
 class _Candidates(NamedTuple):

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from mbpo_worlds import FIELDS, NAMES, make_dynamics, make_features, make_scaler
+from mbpo_worlds import FIELDS, NAMES, make_dynamics, make_features, make_scaler, make_table
 
+from benchmarks import contenders
+from configs import DetentConfig
 from configs.schema import PlannerConfig, WorldModelConfig
 from envs import Account, TradingDynamics
 from envs.vec_env import HistoryVecEnv
 from evaluation import backtest
 from masking import DrawdownLadder, InvalidMaskError, MaskingError
 from masking.strict_policy import StrictMaskablePolicy
-from mbpo import TorchPolicy, planning
+from mbpo import TorchPolicy, historical_forecast, planning
 from mbpo.control_variate import unforeseen_reward
 from mbpo.planning import PlannerPolicy
+from mbpo.recipe import aversion_for
+from pipeline import bundling
 from planner import CEM, Exhaustive
 from world_model import MarketModel
 from world_model.networks import EnsembleMLP
@@ -358,6 +365,48 @@ def test_values_of_a_policy_are_those_of_its_network() -> None:
     obs = env.reset()
     expected = policy.network.predict_values(torch.as_tensor(obs))[:, 0].detach()
     torch.testing.assert_close(policy.values(torch.as_tensor(env.walks.state)), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({}, 1.0), ({"risk_aversion": 9.0}, 9.0), ({"usual_position": 0.1}, None)]
+)
+def test_the_planner_of_a_bundle_is_judged_by_the_reward_its_value_function_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, float], expected: float | None
+) -> None:
+    written: dict[str, Any] = {}
+    monkeypatch.setattr(bundling, "write_bundle", lambda destination, **parts: written.update(parts))
+    config = DetentConfig.model_validate(
+        {"reward": {"risk_aversion": 1.0}, "mbpo": settings, "export": {"planner": True}, "planner": {"scenarios": 4}}
+    )
+    dynamics, table = TradingDynamics.from_config(NAMES, config), make_table(80)
+    model, policy = market_model(table.values), value_policy(dynamics, table.values)
+    inputs = SimpleNamespace(config=config, dynamics=dynamics, train=table, table=table, data_hash="0")
+    bundling.bundle_run(inputs, policy, model, Path("nowhere"))  # type: ignore[arg-type]
+    planned, wanted = written["planner"], expected or aversion_for(historical_forecast(model, table.values), 0.1)
+    assert planned.dynamics == dynamics.with_risk_aversion(wanted)
+    assert (planned.value, planned.gamma, planned.seed) == (policy, config.mbpo.ppo.gamma, config.seed)
+    assert written["dynamics"].reward.risk_aversion == 1.0  # the bundle's own is that of the suite
+
+
+def test_planners_of_the_suite_are_judged_by_the_reward_that_mbpo_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, dynamics = make_features(80), planned_dynamics()
+    model, policy = market_model(features), value_policy(dynamics, features)
+    monkeypatch.setattr(contenders, "fit_world_model", lambda lesson, progress: model)
+    monkeypatch.setattr(contenders, "train_mbpo", lambda *arguments: (policy, {"risk_aversion": 9.0}))
+    monkeypatch.setattr(contenders, "calibration", lambda lesson, model: {})
+    lesson = SimpleNamespace(config=DetentConfig(), dynamics=dynamics)
+    fitted = contenders.fit_model_based(lesson, contenders.silent)  # type: ignore[arg-type]
+    for name in ("planner", "mbpo_planner"):
+        assert fitted[name].policy.dynamics.reward.risk_aversion == 9.0  # type: ignore[attr-defined]
+    assert dynamics.reward.risk_aversion == 0.0
+
+
+def test_risk_aversion_shrinks_the_planned_position() -> None:
+    # A sure move of 1 % is worth p/100 - aversion/2 * (p/100)^2: all of it at no aversion, about half at 200.
+    dynamics = planned_dynamics(cost_rate=0.0, **LOOSE, max_volatility=9.0)
+    rows = states(dynamics, [0.01])
+    found = [chosen(planner(dynamics.with_risk_aversion(aversion), horizon=1), rows) for aversion in (0.0, 200.0)]
+    assert found == [[ALL], [HALF]]
 
 
 def test_nan_in_a_state_and_malformed_masks_are_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mbpo.planning_world import JointWorldPlanning, WorldPlanning
-from planner import CEM, Exhaustive, Objective
+from planner import CEM, MPC, Exhaustive, Objective
 from planner.dense import DenseExhaustive
 from world_model.experience import Experience
 from world_model.known import KnownParts
@@ -188,6 +188,38 @@ def test_dead_particles_are_not_heard_and_broken_ones_are_never_worth_anything(w
     assert torch.isneginf(broken.reward).all()
     plan = Exhaustive(horizon=2).plan(planning, planning.roots(torch.full((1, 2), math.nan), masks))
     assert plan.fallback.tolist() == [True]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_an_obs_that_is_not_finite_is_worth_nothing_whatever_reward_end_and_masks_say(number: float) -> None:
+    known = KnownParts(
+        reward=lambda obs, action, next_obs: torch.ones(len(obs)),
+        terminated=lambda next_obs: torch.zeros(len(next_obs), dtype=torch.bool),
+        action_masks=lambda obs: torch.ones(len(obs), 3, dtype=torch.bool),
+    )
+    model, _ = fit_world_model(line(), replace(FIT, max_epochs=1), seed=0, known=known)
+    planning = WorldPlanning(model)
+    obs, masks = rows(0.0, 0.0)
+    obs[1, 1] = number
+    step = planning.step(planning.roots(obs, masks), torch.full((2, 2), RIGHT))
+    assert step.reward.tolist() == [[1.0, 1.0], [-math.inf, -math.inf]]
+    assert Exhaustive(horizon=2).plan(planning, planning.roots(obs, masks)).fallback.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("search", [Exhaustive(horizon=3), CEM(horizon=3, candidates=32, elites=4)])
+def test_a_world_without_hold_is_decided_in(world: WorldModel, search: Any) -> None:
+    planning = WorldPlanning(world)
+
+    def imagine(state: np.ndarray, action_masks: np.ndarray) -> Any:
+        return planning, planning.roots(torch.from_numpy(state), torch.from_numpy(action_masks))
+
+    controller = MPC(imagine, search, budget_ms=1e9)
+    obs = np.array([[0.85, 0.25], [0.1, 0.25], [math.nan, 0.25]], dtype=np.float32)
+    masks = np.array([[True, True, False], [False, True, True], [False, True, False]])
+    action = controller.act(obs, masks)
+    assert action[[0, 2]].tolist() == [LEFT, RIGHT]
+    assert masks[1, action[1]]
+    assert controller.decided == {"plan": 2, "hold": 1}
 
 
 def test_states_without_a_valid_action_are_no_way_out() -> None:

@@ -247,6 +247,41 @@ class ParticleWorld:
         return [(world, column.clamp(min=0)) for world, column in zip(self.worlds, state.T, strict=True)]
 
 
+class Watch:
+    """A clock that nothing but `spend` moves on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, time: float) -> None:
+        self.now += time
+
+
+class TimedWorld(ParticleWorld):
+    """One world whose answers take time: so much for each row stepped, masked or valued, and for each call of value."""
+
+    def __init__(
+        self, world: TableWorld, *, step: float = 1.0, mask: float = 0.0, value: float = 0.0, value_call: float = 0.0
+    ) -> None:
+        super().__init__([world])
+        self.watch, self.times = Watch(), (step, mask, value, value_call)
+
+    def action_masks(self, state: torch.Tensor) -> torch.Tensor:
+        self.watch.spend(self.times[1] * len(state))
+        return super().action_masks(state)
+
+    def step(self, state: torch.Tensor, action: torch.Tensor) -> Transition[torch.Tensor]:
+        self.watch.spend(self.times[0] * len(state))
+        return super().step(state, action)
+
+    def value(self, state: torch.Tensor) -> torch.Tensor:
+        self.watch.spend(self.times[2] * len(state) + self.times[3])
+        return super().value(state)
+
+
 def random_world(seed: int, num_states: int = 3, num_actions: int = 3) -> TableWorld:
     """A world drawn at random: rewards and values normal, half of the actions beside Hold masked, no end."""
     generator = torch.Generator().manual_seed(seed)

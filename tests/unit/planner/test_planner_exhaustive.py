@@ -17,6 +17,7 @@ from planner_worlds import (
     LineWorld,
     PositionWorld,
     TableWorld,
+    TimedWorld,
     bandit,
     brute_force,
     dynamic_programming,
@@ -28,8 +29,11 @@ from masking.rules import MaxPositionChange
 from planner import Exhaustive, Objective, Plan, Transition
 
 
-def search(world: Any, state: Any, horizon: int, discount: float, **options: Any) -> Plan:
-    return Exhaustive(horizon=horizon, objective=Objective(discount=discount), **options).plan(world, state)
+def search(
+    world: Any, state: Any, horizon: int, discount: float, *, deadline: Any = None, clock: Any = None, **options: Any
+) -> Plan:
+    made = Exhaustive(horizon=horizon, objective=Objective(discount=discount), **options)
+    return made.plan(world, state, deadline=deadline, clock=clock)
 
 
 INF = math.inf
@@ -218,6 +222,46 @@ def test_an_astronomic_tree_is_refused_at_once() -> None:
     # 7 + ... + 7^7 = 960799 would fit.
     with pytest.raises(ValueError, match=r"max_nodes: expected >= 6725600 for 7 actions and 8 of 1000000000 steps"):
         search(bandit([0.0] * 7), ONE_ROW, 10**9, 1.0, max_nodes=10**6 - 1)
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+# Seven valid actions: 7, 49 and 343 nodes. One depth with its values is 7 * (1 + 10) = 77, two are 7 * 11 + 49 * 11
+# where the first depth was valued, three 7 * 11 + 49 + 343 * 11 where the second was not.
+@pytest.mark.parametrize(
+    ("deadline", "depth", "spent"), [(100, 1, 77), (615, 1, 77), (616, 2, 616), (3898, 2, 616), (3899, 3, 3899)]
+)
+def test_a_depth_begins_only_if_its_steps_and_values_fit(deadline: float, depth: int, spent: float) -> None:
+    world = TimedWorld(bandit([0.0] * 6 + [1.0], value=3.0), step=1.0, value=10.0)
+    plan = search(world, ONE_ROW[:, None], 3, 1.0, deadline=deadline, clock=world.watch)
+    assert (plan.length.item(), plan.complete, world.watch.now) == (depth, depth == 3, spent)
+    assert plan.nodes == [7, 56, 399][depth - 1]
+    assert plan.value.item() == depth + 3.0
+
+
+# The first depth is 2 + 7 * (1 + 2 + 10) with the masks of the row and of what it reaches; the second 49 * 13 more.
+@pytest.mark.parametrize(("deadline", "depth", "spent"), [(729, 1, 93), (730, 2, 730)])
+def test_masks_of_the_next_depth_take_their_time_too(deadline: float, depth: int, spent: float) -> None:
+    world = TimedWorld(bandit([0.0] * 7), step=1.0, mask=2.0, value=10.0)
+    plan = search(world, ONE_ROW[:, None], 3, 1.0, deadline=deadline, clock=world.watch)
+    assert (plan.nodes, world.watch.now) == ([7, 56][depth - 1], spent)
+
+
+def test_only_what_masks_leave_counts_as_growth() -> None:
+    # Two of seven actions: 2, 4 and 8 nodes of 1 each. With the tree of all seven the second depth would be 14.
+    world = TimedWorld(bandit([0.0] * 7, masks=[True, True, *[False] * 5]))
+    plan = search(world, ONE_ROW[:, None], 3, 1.0, deadline=14, clock=world.watch)
+    assert (plan.complete, world.watch.now) == (True, 14)
+
+
+def test_values_are_timed_again_before_a_depth_is_given_up() -> None:
+    # A call takes 70 for any number of rows: 10 each at first, 10/7 at the second depth, where 196 + 343 * 17/7 = 1029.
+    world = TimedWorld(bandit([0.0] * 6 + [1.0]), value_call=70.0)
+    plan = search(world, ONE_ROW[:, None], 3, 1.0, deadline=1030, clock=world.watch)
+    assert (plan.complete, world.watch.now) == (True, 7 + 70 + 49 + 70 + 343 + 70)
+    assert plan.sequence.tolist() == [[6, 6, 6]]
+    assert plan.value.tolist() == [3.0]
 
 
 # --- ties -------------------------------------------------------------------------------------------------------------

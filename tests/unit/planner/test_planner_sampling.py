@@ -135,7 +135,8 @@ def test_an_earlier_plan_is_a_candidate_as_far_as_it_is_valid() -> None:
 
 def test_a_plan_is_shifted_with_hold_at_its_end() -> None:
     plan = run(CEM(candidates=32, elites=4, objective=HALF), one(bandit([0.0, 1.0])), torch.tensor([[0]]))
-    assert shifted(plan, 0).tolist() == [[1, 1, 0]]
+    assert shifted(plan.sequence, 0).tolist() == [[1, 1, 0]]
+    assert shifted(torch.zeros(1, 2, 2, dtype=torch.int64), torch.tensor([5, 4])).tolist() == [[[0, 0], [5, 4]]]
 
 
 def test_terminated_particles_earn_nothing_more_and_forbid_nothing() -> None:
@@ -332,7 +333,6 @@ def test_auto_search_is_exact_while_it_fits() -> None:
     assert auto_search(7, 3, max_nodes=399) == Exhaustive(horizon=3, max_nodes=399)
     sampling = auto_search(7, 4, max_nodes=399, objective=HALF)
     assert isinstance(sampling, CEM)
-    assert sampling.num_nodes <= 399
-    assert (sampling.candidates, sampling.elites, sampling.objective) == (33, 2, HALF)
+    assert (sampling.candidates, sampling.elites, sampling.objective) == (33, 2, HALF)  # 3 * 33 * 4 = 396 steps
     with pytest.raises(ValueError, match="max_nodes: expected >= 24 for 3 iterations of two candidates over 4 steps"):
         auto_search(7, 4, max_nodes=23)
