@@ -43,6 +43,8 @@ SEARCHES: dict[str, dict[str, Search]] = {
     },
 }
 """By world; the discount is that of the value function."""
+MAX_EPISODES = 250
+"""Episodes that are played at most: CEM takes a hundred times as long as the policy."""
 MAX_ROWS = 64
 """Episodes planned for at once; bounds memory, not results."""
 
@@ -103,7 +105,7 @@ def measure_planner_quality(
             progress(len(runs), len(tasks), f"seed {run.seed}: policy {run.scores['policy']:.1f}")
     return QualityReport(
         world=world,
-        episodes=_world(world, smoke).episodes,
+        episodes=_episodes(_world(world, smoke)),
         runs=tuple(sorted(runs, key=lambda run: run.seed)),
         machine=machine(),
         versions=library_versions(LIBRARIES),
@@ -111,7 +113,7 @@ def measure_planner_quality(
 
 
 def compare(world: EfficiencyWorld, result: OnlineResult, searches: Mapping[str, Search], seed: int) -> QualityRun:
-    """Let the policy and each planner play `world.episodes` fresh episodes."""
+    """Let the policy and each planner play the same fresh episodes."""
     gamma = world.mbpo.ppo.gamma
     deciders: dict[str, Decide] = {
         "policy": most_probable(result.policy),
@@ -127,7 +129,7 @@ def compare(world: EfficiencyWorld, result: OnlineResult, searches: Mapping[str,
             decisions += len(obs)
             return decide(obs, masks)
 
-        scores[name] = world.score(play(world.build, counted, world.episodes, FINAL_SEED))
+        scores[name] = world.score(play(world.build, counted, _episodes(world), FINAL_SEED))
         spent[name] = (time.process_time() - began) / max(decisions, 1)
     return QualityRun(seed=seed, real_steps=result.real_steps, scores=scores, seconds_per_decision=spent)
 
@@ -161,6 +163,10 @@ def planning_decider(model: WorldModel, policy: StrictMaskablePolicy, search: Se
         return np.concatenate(parts)
 
     return decide
+
+
+def _episodes(world: EfficiencyWorld) -> int:
+    return min(world.episodes, MAX_EPISODES)
 
 
 def _world(name: str, smoke: bool) -> EfficiencyWorld:
