@@ -21,6 +21,7 @@ from export.errors import ExportError, ParityError
 from export.graphs import MaskGraph, PolicyGraph, UncertaintyGraph, check_policy
 from export.onnx_files import EXAMPLE_BATCH, onnx_bytes
 from export.parity import ParityReport, check_parity
+from export.plan_parity import rows_at_once
 from export.reference import Reference
 from export.search_graph import PlannerModule, planner_graph
 from export.states import probe_masks, probe_states
@@ -83,7 +84,8 @@ def write_bundle(
         scaler: raw state columns to observation.
         policy: trained policy; it is copied, never changed.
         market_model: gives `model_uncertainty`; a `world_model.MarketModel`.
-        planner: planner over the same market model; None writes a bundle without one.
+        planner: planner over the same rules, account, market model and policy; its reward and horizon are its own. None
+            writes a bundle without one.
         noise_tables: of the planner, for the caller's seed to pick from.
         fields: the M feature columns, as in `dynamics.feature_names`.
         data_hash: provenance, stored as given, like the next three.
@@ -101,17 +103,21 @@ def write_bundle(
     """
     check_policy(dynamics, scaler, policy)
     _check_columns(dynamics, market_model, fields, states)
+    plans = None
+    if planner is not None:
+        _check_planner(planner, dynamics, scaler, policy, market_model)
+        plans = planner_graph(planner, noise_tables=noise_tables)
     reference = Reference(dynamics, scaler, policy, market_model)
     with atomic_directory(destination) as folder:
         contents = _graph_files(dynamics, scaler, policy, market_model)
-        plans = None
-        if planner is not None:
-            plans = planner_graph(planner, noise_tables=noise_tables)
+        golden = _golden(reference, np.random.default_rng([seed, GOLDEN_ROWS]))
+        if planner is not None and plans is not None:
             contents[PLANNER_FILE] = _planner_file(plans, dynamics, scaler)
+            golden = replace(golden, plan=_golden_plan(plans, golden, rows_at_once(planner)))
         contents |= {
             RULES_FILE: _json({"hash": dynamics.rule_set.hash, **dynamics.rule_set.to_dict()}),
             SCALER_FILE: _json(scaler.to_dict()),
-            GOLDEN_FILE: _json(_golden(reference, plans, np.random.default_rng([seed, GOLDEN_ROWS])).to_dict()),
+            GOLDEN_FILE: _json(golden.to_dict()),
         }
         manifest = Manifest.create(
             state_names=list(dynamics.state_names),
@@ -158,6 +164,31 @@ def _check_columns(
         raise ExportError(f"states: expected [N, {len(dynamics.state_names)}], was {list(states.shape)}")
 
 
+# The reward may differ: a planner may be more averse to risk than the policy was.
+def _check_planner(
+    planner: PlannerPolicy,
+    dynamics: TradingDynamics,
+    scaler: Scaler,
+    policy: MaskableActorCriticPolicy,
+    market_model: Any,
+) -> None:
+    for name in ("state_names", "account_rules"):
+        ours, theirs = getattr(dynamics, name), getattr(planner.dynamics, name)
+        if theirs != ours:
+            raise ExportError(f"planner.dynamics.{name}: expected {ours}, was {theirs}")
+    if planner.dynamics.rule_set.hash != dynamics.rule_set.hash:
+        raise ExportError(
+            f"planner.dynamics.rule_set: expected {dynamics.rule_set.to_dict()}, "
+            f"was {planner.dynamics.rule_set.to_dict()}"
+        )
+    if planner.model is not market_model:
+        raise ExportError("planner.model: expected the market_model given, was another object")
+    if planner.value is not None and planner.value.network is not policy:
+        raise ExportError("planner.value.network: expected the policy given, was another object")
+    if planner.value is not None and planner.value.scaler.to_dict() != scaler.to_dict():
+        raise ExportError(f"planner.value.scaler: expected {scaler.to_dict()}, was {planner.value.scaler.to_dict()}")
+
+
 def _graph_files(
     dynamics: TradingDynamics, scaler: Scaler, policy: MaskableActorCriticPolicy, market_model: Any
 ) -> dict[str, bytes]:
@@ -187,28 +218,40 @@ def _planner_file(graph: PlannerModule, dynamics: TradingDynamics, scaler: Scale
         "caller_masks": torch.ones(EXAMPLE_BATCH, dynamics.num_actions, dtype=torch.bool),
         "seed": torch.zeros(EXAMPLE_BATCH, dtype=torch.int64),
     }
-    return onnx_bytes(graph, example, PlannerOutputs._fields, _metadata(PLANNER_FILE, dynamics, scaler))
+    metadata = _metadata(PLANNER_FILE, dynamics, scaler, noise_tables=graph.innovations.shape[0])
+    return onnx_bytes(graph, example, PlannerOutputs._fields, metadata)
 
 
-def _metadata(role: str, dynamics: TradingDynamics, scaler: Scaler) -> dict[str, str]:
+def _metadata(
+    role: str, dynamics: TradingDynamics, scaler: Scaler, *, noise_tables: int | None = None
+) -> dict[str, str]:
     layout = layout_hash(dynamics.state_names, dynamics.feature_names, dynamics.rule_set.actions.factors)
-    numbers = np.stack([scaler.centre, scaler.scale])
-    return graph_metadata(role, layout=layout, rule_set_hash=dynamics.rule_set.hash, scaler=numbers)
+    return graph_metadata(
+        role,
+        layout=layout,
+        rule_set_hash=dynamics.rule_set.hash,
+        scaler=np.stack([scaler.centre, scaler.scale]),
+        noise_tables=noise_tables,
+    )
 
 
-def _golden(reference: Reference, plans: PlannerModule | None, rng: np.random.Generator) -> Golden:
+def _golden(reference: Reference, rng: np.random.Generator) -> Golden:
     # Infinite and enormous cells are parity's business: JSON has no infinity, and 3e38 squared is none either.
     pool = probe_states(reference.dynamics, reference.scaler, 4 * GOLDEN_ROWS, rng)
     state = pool[(np.abs(pool) < 1e6).all(axis=1)][:GOLDEN_ROWS].copy()
     state[-1, 0] = np.nan
     callers = probe_masks(reference.dynamics.num_actions, len(state), rng)
-    golden = Golden(state, callers, reference.decide(state, callers), reference.uncertainty(state))
-    if plans is None:
-        return golden
-    with torch.no_grad():
-        found = plans(torch.from_numpy(state), torch.from_numpy(callers), torch.from_numpy(golden.seeds))
-    plan = GoldenPlan(*(getattr(found, name).numpy() for name in GoldenPlan._fields))
-    return replace(golden, plan=plan)
+    return Golden(state, callers, reference.decide(state, callers), reference.uncertainty(state))
+
+
+@torch.no_grad()
+def _golden_plan(plans: PlannerModule, golden: Golden, at_once: int) -> GoldenPlan:
+    inputs = (golden.state, golden.caller_masks, golden.seeds)
+    pieces = [
+        plans(*(torch.from_numpy(part[first : first + at_once]) for part in inputs))
+        for first in range(0, len(golden.state), at_once)
+    ]
+    return GoldenPlan(*(torch.cat([getattr(one, name) for one in pieces]).numpy() for name in GoldenPlan._fields))
 
 
 def _json(obj: Any) -> bytes:

@@ -9,18 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from export.errors import ParityError
+from export.plan_parity import check_plans
 from export.reference import Reference
 from export.states import probe_masks, probe_states
 from masking import HOLD
 from mbpo.planning import PlannerPolicy
-from serving import Bundle, OnnxPolicy, PlannerOutputs, PolicyOutputs
-from serving.golden import PLAN_TOLERANCE, GoldenPlan, difference, plan_difference
+from serving import Bundle, OnnxPolicy, PolicyOutputs
+from serving.golden import difference
 
-MAX_PLANNED = 1e6
-"""States with a larger number are not planned for here; that they hold is a matter of the policy graph's checks."""
-PLANNED_AT_ONCE = 100
-SINGLE = 100
-"""Rows planned one by one as well."""
 MIN_STATES = 1000
 """Fewer probe states prove too little."""
 
@@ -42,7 +38,8 @@ class ParityReport:
     valid_actions: tuple[int, ...]
     """Rows in which each action was valid; a zero means that the masks of that action were not put to the test."""
     plans: int = 0
-    """Rows planned, 0 without a planner."""
+    """Rows whose plans were compared, probe and real, without those of broken or enormous numbers; 0 without a
+    planner."""
     plan_ties: int = 0
     """Rows with another planned action of equal value."""
     max_plan_error: float = 0.0
@@ -67,10 +64,13 @@ def check_parity(
 
     Args: planner: the planner of the bundle, if it has one; count: probe states (at least 1,000); tolerance: largest
         probability difference; seed: of the probes; states: real state rows [N, S] to compare as well.
-    Raises: ParityError naming output, row, expected and actual.
+    Raises: ParityError naming output, row, expected and actual; ValueError for too few probe states, or where only one
+        of bundle and arguments has a planner.
     """
     if count < MIN_STATES:
         raise ValueError(f"count: expected at least {MIN_STATES} parity states, was {count}")
+    if planner is None and bundle.manifest.planner is not None:
+        raise ValueError("planner: expected that of the bundle, was None")
     rng = np.random.default_rng(seed)
     state = probe_states(reference.dynamics, reference.scaler, count, rng)
     if states is not None:
@@ -85,7 +85,7 @@ def check_parity(
     if not np.array_equal(bundle.run_masks(state), reference.rules(state)):
         raise ParityError("mask graph: expected the masks of the rule set, was others")
     _check_uncertainty(bundle, reference, state)
-    plans = {} if planner is None else _check_plans(bundle, planner, state, callers)
+    plans = {} if planner is None else check_plans(bundle, reference, planner, state, callers, count=count, rng=rng)
     return ParityReport(
         states=len(state),
         max_probability_error=float(np.abs(expected.probabilities - batched.probabilities).max()),
@@ -95,41 +95,6 @@ def check_parity(
         valid_actions=tuple(map(int, expected.action_masks.sum(axis=0))),
         **plans,
     )
-
-
-# In one batch and, for the first of them, row by row; every planned action must be valid.
-def _check_plans(
-    bundle: Bundle, planner: PlannerPolicy, state: npt.NDArray[np.float32], callers: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
-    # Sums of enormous numbers overflow in one order of operations and not in another.
-    usual = (np.abs(state) < MAX_PLANNED).all(axis=1)
-    state, callers = state[usual], callers[usual]
-    masks = np.asarray(planner.dynamics.action_masks(state)) & callers
-    parts = [planner.plan(state[rows], masks[rows]) for rows in _slices(len(state), PLANNED_AT_ONCE)]
-    expected = GoldenPlan(
-        np.concatenate([part.action.numpy() for part in parts]),
-        np.concatenate([np.where(part.fallback, 0.0, part.value).astype(np.float32) for part in parts]),
-        np.concatenate([part.fallback.numpy() for part in parts]),
-    )
-    seeds = np.zeros(len(state), dtype=np.int64)
-    found = bundle.run_planner(state, callers, seeds)
-    _refuse(plan_difference(expected, found, PLAN_TOLERANCE), "planner, batch")
-    alone = [
-        bundle.run_planner(state[row : row + 1], callers[row : row + 1], seeds[row : row + 1]) for row in range(SINGLE)
-    ]
-    singles = PlannerOutputs(*(np.concatenate(part) for part in zip(*alone, strict=True)))
-    wanted = GoldenPlan(expected.action[:SINGLE], expected.value[:SINGLE], expected.fallback[:SINGLE])
-    _refuse(plan_difference(wanted, singles, PLAN_TOLERANCE), "planner, single rows")
-    error = np.abs(expected.value - found.value) / (1.0 + np.abs(expected.value))
-    return {
-        "plans": len(state),
-        "plan_ties": int((expected.action != found.action).sum()),
-        "max_plan_error": float(error.max()),
-    }
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(first, first + size) for first in range(0, count, size)]
 
 
 # The way live decisions go: batches of one through `decide`, where the last check must have nothing to do.

@@ -1,11 +1,10 @@
 """The exhaustive planner as one graph: scenarios, accounts, masks and search, unrolled.
 
-The whole tree of A + A^2 + ... + A^H sequences is laid out densely, every node in every scenario, because a graph
-cannot branch on what a mask says: a forbidden action's numbers are computed and count as -inf. Account step, rules and
-reward are the functions everything else calls (`envs.account`, `masking`, `envs.reward`), on arrays [B, N, A, S]:
-scenarios lie side by side in memory, and what does not depend on the action is computed once for all of them.
+At each depth the paths that masks leave to some row of the batch are gathered; the others are never walked, so how
+long a plan takes depends on its masks. Account step, rules and reward are the functions everything else calls
+(`envs.account`, `masking`, `envs.reward`), on arrays [B, P, S]: scenarios lie side by side in memory.
 
-Letters: B batch, N nodes of a depth, A actions, S scenarios, H horizon, M features, E elites.
+Letters: B batch, P paths of a depth, A actions, S scenarios, H horizon, M features, E elites.
 """
 
 from __future__ import annotations

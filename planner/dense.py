@@ -1,7 +1,8 @@
 """The same tree without a look at what masks say: every sequence is walked, and a forbidden one counts as -inf.
 
-`Exhaustive` leaves forbidden branches out, which a graph cannot: its shapes must not depend on values. This search can
-be exported, gives the same plans, and beside that one, which shares little code with it, is a check on both.
+`Exhaustive` leaves forbidden branches out, so its shapes depend on what masks say. Here they do not: this search can be
+traced over any `PlanningModel`. Both give the same plans and share little code, so each is a check on the other.
+`export.planner_graph` leaves branches out in a graph too, but knows one model only, the market.
 """
 
 from __future__ import annotations

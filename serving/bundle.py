@@ -87,16 +87,28 @@ class Bundle:
         return uncertainty
 
     def run_planner(
-        self, state: npt.NDArray[np.float32], caller_masks: npt.NDArray[np.bool_], seed: npt.NDArray[np.int64]
+        self,
+        state: npt.NDArray[np.float32],
+        caller_masks: npt.NDArray[np.bool_],
+        seed: npt.NDArray[np.int64],
+        *,
+        at_once: int | None = None,
     ) -> PlannerOutputs:
         """Planner graph as exported. state [B, S]; caller_masks [B, A]; seed [B].
 
+        Args: at_once: most rows the graph is given in one piece, which bounds memory; None gives it all of them.
         Raises: BundleMismatchError where the bundle has no planner.
         """
         if self.planner_session is None:
             raise BundleMismatchError(f"{self.path}: expected a bundle with a planner, was one without")
         inputs = {"state": state, "caller_masks": caller_masks, "seed": seed}
-        return PlannerOutputs(*self.planner_session.run(None, inputs))
+        if at_once is None or len(state) <= at_once:
+            return PlannerOutputs(*self.planner_session.run(None, inputs))
+        pieces = [
+            self.planner_session.run(None, {name: part[first : first + at_once] for name, part in inputs.items()})
+            for first in range(0, len(state), at_once)
+        ]
+        return PlannerOutputs(*(np.concatenate(piece) for piece in zip(*pieces, strict=True)))
 
 
 def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) -> Bundle:
@@ -281,11 +293,13 @@ def _load_graph(role: str, data: bytes, manifest: Manifest, scaler: Scaler) -> A
     actual = tuple(tuple(map(_port, ports)) for ports in (session.get_inputs(), session.get_outputs()))
     if actual != expected:
         raise BundleMismatchError(f"{role}: expected inputs and outputs {expected}, was {actual}")
+    planner = manifest.planner if role == PLANNER_FILE else None
     wanted = graph_metadata(
         role,
         layout=manifest.layout_hash,
         rule_set_hash=manifest.rule_set_hash,
         scaler=np.stack([scaler.centre, scaler.scale]),
+        noise_tables=None if planner is None else planner.noise_tables,
     )
     found = dict(session.get_modelmeta().custom_metadata_map)
     for key, value in wanted.items():
@@ -310,9 +324,14 @@ def _check_golden(bundle: Bundle) -> None:
     rules = bundle.rule_set({name: golden.state[:, index] for name, index in bundle.rule_columns.items()})
     if not np.array_equal(bundle.run_masks(golden.state), rules):
         raise GoldenMismatchError(f"{MASK_FILE}: expected the masks of {RULES_FILE} on the golden states, was others")
-    if golden.plan is not None:
-        plans = bundle.run_planner(golden.state, golden.caller_masks, golden.seeds)
-        found = plan_difference(golden.plan, plans, PLAN_TOLERANCE)
+    planner = bundle.manifest.planner
+    if golden.plan is not None and planner is not None:
+        # One by one, as live decisions come: a planner needs much memory for each row.
+        plans = bundle.run_planner(golden.state, golden.caller_masks, golden.seeds, at_once=1)
+        masks = golden.expected.action_masks
+        found = plan_difference(
+            golden.plan, plans, action_masks=masks, horizon=planner.horizon, tolerance=PLAN_TOLERANCE
+        )
         if found is not None:
             raise GoldenMismatchError(f"{PLANNER_FILE}: golden {found}")
     num_features = len(bundle.manifest.feature_fields)

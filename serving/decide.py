@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masking import HOLD
+from masking import HOLD, valid_actions
 from serving.bundle import Bundle
 from serving.errors import BundleMismatchError, DecisionInputError
 from serving.golden import PolicyOutputs
@@ -46,9 +46,10 @@ class Decisions:
     fallback: npt.NDArray[np.bool_]
     """[B], True where the graph could not decide: state or network not finite, or no action left. Hold then."""
     overridden: npt.NDArray[np.bool_]
-    """[B], True where the graph's action failed the last check and was replaced by Hold."""
+    """[B], True where a graph's action failed the last check: the policy's was replaced by Hold, a planned one by the
+    policy's."""
     planned: npt.NDArray[np.bool_]
-    """[B], True where the planner decided; its probability is 1 then, and `value` that of the plan."""
+    """[B], True where the planner decided; its action has probability 1 then, and `value` is that of the plan."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -77,7 +78,7 @@ class OnnxPolicy:
         self.bundle = bundle
         self.name = name
         self.overridden_total = 0
-        """Rows whose action was replaced by Hold since construction; anything but 0 needs a person."""
+        """Overridden rows since construction; anything but 0 needs a person."""
         self._lock = threading.Lock()
         self._rules = bundle.rule_set
         self._rule_columns = tuple(bundle.rule_columns.items())
@@ -101,25 +102,32 @@ class OnnxPolicy:
         rows = self._checked_state(state)
         callers = self._checked_masks(caller_masks, len(rows))
         outputs = self.bundle.run_policy(rows, callers)
-        return self._last_check(rows, callers, outputs, np.zeros(len(rows), dtype=np.bool_))
+        nothing = np.zeros(len(rows), dtype=np.bool_)
+        return self._last_check(self._masks(rows, callers), outputs, nothing, nothing)
 
-    def _last_check(
-        self,
-        rows: npt.NDArray[np.float32],
-        callers: npt.NDArray[np.bool_],
-        outputs: PolicyOutputs,
-        planned: npt.NDArray[np.bool_],
-    ) -> Decisions:
-        batch = len(rows)
-        masks = self._rules({name: rows[:, index] for name, index in self._rule_columns})
+    # Rules in NumPy and caller's masks combined, Hold where nothing is left.
+    def _masks(self, rows: npt.NDArray[np.float32], callers: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        masks: npt.NDArray[np.bool_] = self._rules({name: rows[:, index] for name, index in self._rule_columns})
         masks &= callers
         masks[:, HOLD] |= ~masks.any(axis=1)
+        return masks
+
+    # Args: planned: rows that the planner decided; refused: rows whose plan was refused, which count as overridden.
+    def _last_check(
+        self,
+        masks: npt.NDArray[np.bool_],
+        outputs: PolicyOutputs,
+        planned: npt.NDArray[np.bool_],
+        refused: npt.NDArray[np.bool_],
+    ) -> Decisions:
         actions, probabilities = outputs.action, outputs.probabilities
-        overridden = ~masks[np.arange(batch), actions] & ~((actions == HOLD) & outputs.fallback)
+        forbidden = ~masks[np.arange(len(masks)), actions] & ~((actions == HOLD) & outputs.fallback)
+        if forbidden.any():
+            actions[forbidden] = HOLD
+            probabilities[forbidden] = 0.0
+            probabilities[forbidden, HOLD] = 1.0
+        overridden = forbidden | refused
         if overridden.any():
-            actions[overridden] = HOLD
-            probabilities[overridden] = 0.0
-            probabilities[overridden, HOLD] = 1.0
             with self._lock:
                 self.overridden_total += int(overridden.sum())
         return Decisions(actions, probabilities, masks, outputs.value, outputs.fallback, overridden, planned)
@@ -159,7 +167,10 @@ class OnnxPolicy:
 
 
 class OnnxPlanner(OnnxPolicy):
-    """The exported planner behind the same last check; where it has no plan the policy decides, and then Hold."""
+    """The exported planner behind the same last check.
+
+    Where it has no plan, or its action fails the check, the policy decides, and then Hold.
+    """
 
     def __init__(self, bundle: Bundle, name: str = "onnx_planner", *, seed: int = 0) -> None:
         """Open for decisions.
@@ -176,13 +187,17 @@ class OnnxPlanner(OnnxPolicy):
         """Choose the first actions of plans; arguments and errors as `OnnxPolicy.decide`."""
         rows = self._checked_state(state)
         callers = self._checked_masks(caller_masks, len(rows))
+        masks = self._masks(rows, callers)
         plans = self.bundle.run_planner(rows, callers, np.full(len(rows), self.seed, dtype=np.int64))
-        planned = ~plans.fallback
+        valid = valid_actions(plans.action, masks)
+        planned = valid & ~plans.fallback
+        refused = ~valid & ~plans.fallback
         sure = np.zeros((len(rows), self._num_actions), dtype=np.float32)
-        sure[np.arange(len(rows)), plans.action] = 1.0
+        sure[planned, plans.action[planned]] = 1.0
         chosen = PolicyOutputs(plans.action, sure, plans.action_masks, plans.value, plans.fallback)
         if not planned.all():
-            policy = self.bundle.run_policy(rows[plans.fallback], callers[plans.fallback])
-            for ours, theirs in zip(chosen, policy, strict=True):
-                ours[plans.fallback] = theirs
-        return self._last_check(rows, callers, chosen, planned)
+            policy = self.bundle.run_policy(rows[~planned], callers[~planned])
+            parts: tuple[npt.NDArray[Any], ...] = chosen
+            for ours, theirs in zip(parts, policy, strict=True):
+                ours[~planned] = theirs
+        return self._last_check(masks, chosen, planned, refused)

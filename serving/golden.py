@@ -13,12 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from masking import HOLD
 from serving.errors import BundleFormatError
 
 PLAN_TOLERANCE = 1e-4
 """Largest difference of a plan's value between machines, relative to 1 + its size: a plan sums up many numbers."""
 GOLDEN_TOLERANCE = 1e-5
 """Largest probability difference between machines; another vector width moves float32 by about 1e-7."""
+PLAN_FORMS = {
+    "action_values": "-inf where masked, the plan's value at its action",
+    "sequence": "one that begins with the action, Hold alone without a plan",
+}
+"""What holds of every plan, whatever its numbers."""
 TIE = 1e-6
 """Two actions whose probabilities are this close may be chosen one for the other."""
 
@@ -116,32 +122,74 @@ class Golden:
         if set(raw) != set(shapes):
             raise BundleFormatError(f"golden: expected {sorted(shapes)}, was {sorted(raw)}")
         arrays = {name: _to_array(name, raw[name], *form) for name, form in shapes.items()}
+        for name in ("action", "plan_action") if planner else ("action",):
+            found = _stranger(arrays[name], num_actions)
+            if found is not None:
+                raise BundleFormatError(f"golden: {name}: {found}")
         expected = PolicyOutputs(*(arrays[name] for name in PolicyOutputs._fields))
         plan = GoldenPlan(*(arrays[name] for name in plans)) if planner else None
         return cls(arrays["state"], arrays["caller_masks"], expected, arrays["uncertainty"], plan)
 
 
-def plan_difference(expected: GoldenPlan, actual: PlannerOutputs, tolerance: float) -> str | None:
+def plan_difference(
+    expected: GoldenPlan,
+    actual: PlannerOutputs,
+    *,
+    action_masks: npt.NDArray[np.bool_],
+    horizon: int,
+    tolerance: float,
+) -> str | None:
     """Say where plans first differ, or None if they agree.
 
-    Fallback flags must be equal, values lie within `tolerance` relative to their size, actions be equal or tied within
-    the same, and no action be one its mask forbids.
+    Masks and fallback flags must be equal, values lie within `tolerance` relative to their size, actions be equal or
+    tied within the same. A plan begins with its action and is worth what the best sequence from there is; a masked
+    action is worth -inf and never taken; a row without a plan holds. What a sequence is worth needs the model to say.
+
+    Args: expected; actual; action_masks [B, A]: of rules and caller; horizon: H; tolerance.
     """
-    rows = np.arange(len(expected.action))
+    count, size = action_masks.shape
+    forms: dict[str, tuple[type[Any], tuple[int, ...]]] = {
+        "action": (np.int64, (count,)),
+        "value": (np.float32, (count,)),
+        "action_values": (np.float32, (count, size)),
+        "sequence": (np.int64, (count, horizon)),
+        "action_masks": (np.bool_, (count, size)),
+        "fallback": (np.bool_, (count,)),
+    }
+    for name, (dtype, shape) in forms.items():
+        got = getattr(actual, name)
+        if got.shape != shape or got.dtype != dtype:
+            return f"plan {name}: expected {np.dtype(dtype)} {list(shape)}, was {got.dtype} {list(got.shape)}"
+    for name, actions in (("action", expected.action), ("action", actual.action), ("sequence", actual.sequence)):
+        found = _stranger(actions, size)
+        if found is not None:
+            return f"plan {name}: {found}"
+    rows = np.arange(count)
     slack = tolerance * (1.0 + np.abs(expected.value))
-    valid = actual.action_masks[rows, actual.action] | actual.fallback
-    tied = np.abs(actual.action_values[rows, expected.action] - actual.value) <= slack
+    held, values = actual.fallback, actual.action_values
+    # A masked action is worth -inf, which is no warning's business.
+    with np.errstate(invalid="ignore"):
+        worth = np.abs(values[rows, actual.action] - actual.value) <= slack
+        tied = worth & (np.abs(values[rows, expected.action] - actual.value) <= slack)
+    valid = np.where(held, actual.action == HOLD, action_masks[rows, actual.action])
+    hold = np.where(held[:, None], HOLD, actual.sequence)
     bad = {
-        "fallback": expected.fallback != actual.fallback,
+        "action_masks": (actual.action_masks != action_masks).any(axis=1),
+        "fallback": expected.fallback != held,
+        # Written as "not within", so that NaN counts as a difference.
         "value": ~(np.abs(expected.value - actual.value) <= slack),
         "action": ((expected.action != actual.action) & ~tied) | ~valid,
+        "action_values": (~worth & ~held) | (~action_masks & (values != -np.inf)).any(axis=1),
+        "sequence": (actual.sequence[:, 0] != actual.action) | (actual.sequence != hold).any(axis=1),
     }
+    arrays = {**expected._asdict(), "action_masks": action_masks}
     for name, wrong in bad.items():
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
+            wanted = arrays[name][row].tolist() if name in arrays else PLAN_FORMS[name]
             return (
-                f"plan {name}: row {row}: expected {getattr(expected, name)[row]}, was {getattr(actual, name)[row]} "
-                f"({int(wrong.sum())} of {len(rows)} rows differ)"
+                f"plan {name}: row {row}: expected {wanted}, "
+                f"was {getattr(actual, name)[row].tolist()} ({int(wrong.sum())} of {count} rows differ)"
             )
     return None
 
@@ -157,8 +205,9 @@ def difference(expected: PolicyOutputs, actual: PolicyOutputs, tolerance: float)
         got = getattr(actual, name)
         if got.shape != want.shape or got.dtype != want.dtype:
             return f"{name}: expected {want.dtype} {list(want.shape)}, was {got.dtype} {list(got.shape)}"
-    if ((actual.action < 0) | (actual.action >= expected.probabilities.shape[1])).any():
-        return f"action: expected 0 to {expected.probabilities.shape[1] - 1}, was {actual.action.tolist()}"
+    found = _stranger(actual.action, expected.probabilities.shape[1])
+    if found is not None:
+        return f"action: {found}"
     gap = np.abs(expected.probabilities - actual.probabilities)
     rival = expected.probabilities[rows, expected.action] - expected.probabilities[rows, actual.action]
     allowed = actual.action_masks[rows, actual.action] | actual.fallback
@@ -181,6 +230,12 @@ def difference(expected: PolicyOutputs, actual: PolicyOutputs, tolerance: float)
                 f"was {getattr(actual, field)[row].tolist()} ({int(wrong.sum())} of {len(rows)} rows differ)"
             )
     return None
+
+
+# The first number that is no action, in words.
+def _stranger(actions: npt.NDArray[np.int64], num_actions: int) -> str | None:
+    outside = actions[(actions < 0) | (actions >= num_actions)]
+    return f"expected 0 to {num_actions - 1}, was {outside[0]}" if outside.size else None
 
 
 def _to_lists(array: npt.NDArray[Any]) -> Any:

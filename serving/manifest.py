@@ -65,7 +65,7 @@ class PlannerEntry(_Part):
     horizon: Annotated[StrictInt, Bounds(ge=1)]
     """H: bars planned ahead."""
     noise_tables: Annotated[StrictInt, Bounds(ge=1)]
-    """Tables that `seed` picks from."""
+    """Tables that `seed` picks from, modulo their number; the graph's metadata must say the same."""
 
 
 class Provenance(_Part):
@@ -182,10 +182,18 @@ def layout_hash(state_names: tuple[str, ...], feature_names: tuple[str, ...], fa
     return sha256_bytes(canonical_json(layout).encode("utf-8"))
 
 
-def graph_metadata(role: str, *, layout: str, rule_set_hash: str, scaler: npt.NDArray[np.float32]) -> dict[str, str]:
+def graph_metadata(
+    role: str,
+    *,
+    layout: str,
+    rule_set_hash: str,
+    scaler: npt.NDArray[np.float32],
+    noise_tables: int | None = None,
+) -> dict[str, str]:
     """Metadata that ties an ONNX file to its bundle, so that swapped or foreign graphs are recognised.
 
-    Args: role: file name in the bundle; layout: `layout_hash`; scaler: [2, D] centre and scale.
+    Args: role: file name in the bundle; layout: `layout_hash`; scaler: [2, D] centre and scale; noise_tables: of a
+        planner, None for other graphs.
     """
     entries = {
         "format_version": str(FORMAT_VERSION),
@@ -194,6 +202,8 @@ def graph_metadata(role: str, *, layout: str, rule_set_hash: str, scaler: npt.ND
         "rule_set_hash": rule_set_hash,
         "scaler_hash": sha256_bytes(np.ascontiguousarray(scaler, dtype="<f4").tobytes()),
     }
+    if noise_tables is not None:
+        entries["noise_tables"] = str(noise_tables)
     return {METADATA_PREFIX + key: value for key, value in entries.items()}
 
 

@@ -5,6 +5,8 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import bundle_parts
 import numpy as np
@@ -14,10 +16,15 @@ import pytest
 import torch
 from bundle_parts import FIELDS, make_dynamics, make_market_model, make_policy, make_scaler
 
+from configs.schema import PlannerConfig, RewardConfig
 from data import Scaler
-from export import ExportError, ParityError, check_parity
+from export import ExportError, ParityError, bundle_writer, check_parity
 from export.reference import Reference
+from masking import DrawdownLadder, RuleSet, register_rule
 from masking.strict_policy import StrictMaskablePolicy
+from mbpo import TorchPolicy
+from mbpo.planning import PlannerPolicy
+from serving import PolicyOutputs
 
 NAMES = [
     "golden.json",
@@ -149,6 +156,88 @@ def test_parts_that_do_not_fit_together_are_refused_before_anything_is_written(t
     assert os.listdir(tmp_path) == []
 
 
+@register_rule("test_along_an_axis")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlongAnAxis:
+    """Forbids the largest target, by the axis that actions have in a call."""
+
+    fields: ClassVar[tuple[str, ...]] = ("position",)
+
+    def __call__(self, state):
+        target = state["target_position"]
+        return target < (target.amax(1, keepdims=True) if isinstance(target, torch.Tensor) else target.max(1)[:, None])
+
+
+def parts(change):
+    """Parts of a bundle with a planner, one of which the planner has otherwise."""
+    dynamics = make_dynamics()
+    if change == "axis":
+        rules = RuleSet((*dynamics.rule_set.rules, AlongAnAxis()), dynamics.rule_set.actions)
+        dynamics = dynamics.with_rule_set(rules)
+    policy, model, scaler = make_policy(dynamics), make_market_model(), make_scaler()
+    given = {"dynamics": dynamics, "policy": policy, "market_model": model, "scaler": scaler}
+    if change == "rules":
+        dynamics = make_dynamics(max_position_change=0.5)
+    if change == "ladder":
+        account_rules = dataclasses.replace(dynamics.account_rules, ladder=DrawdownLadder(kill=0.2))
+        dynamics = dataclasses.replace(dynamics, account_rules=account_rules)
+    if change == "costs":
+        account_rules = dataclasses.replace(dynamics.account_rules, cost_rate=0.5)
+        dynamics = dataclasses.replace(dynamics, account_rules=account_rules)
+    if change == "columns":
+        given["dynamics"] = dataclasses.replace(dynamics, feature_names=(*dynamics.feature_names[:3], "trend"))
+        given["fields"] = (*FIELDS[:3], dataclasses.replace(FIELDS[3], name="trend"))
+        given["market_model"] = SimpleNamespace(fields=given["fields"])
+        given["scaler"] = Scaler(given["dynamics"].obs_names, scaler.centre, scaler.scale)
+    if change == "market model":
+        model = make_market_model()
+    if change == "policy":
+        policy = make_policy(dynamics)
+    if change == "scaler":
+        scaler = Scaler(scaler.names, scaler.centre, scaler.scale * np.float32(2.0))
+    value = TorchPolicy("value", policy, scaler)
+    config = PlannerConfig(horizon=2, scenarios=4)
+    planner = PlannerPolicy(dynamics, model, config, seed=0, gamma=0.97, value=value)
+    return {**given, "planner": planner}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rules", r"planner\.dynamics\.rule_set: expected .*'limit': 0\.6.*, was .*'limit': 0\.5"),
+        ("ladder", r"planner\.dynamics\.account_rules: expected .*kill=0\.15.*, was .*kill=0\.2"),
+        ("costs", r"planner\.dynamics\.account_rules: expected .*, was .*cost_rate=0\.5"),
+        ("columns", r"planner\.dynamics\.state_names: expected .*'trend'.*, was .*'momentum'"),
+        ("market model", r"planner\.model: expected the market_model given, was another object"),
+        ("policy", r"planner\.value\.network: expected the policy given, was another object"),
+        ("scaler", r"planner\.value\.scaler: expected .*, was "),
+        ("axis", "rule set: expected the same masks with actions first"),
+    ],
+)
+def test_a_planner_of_other_parts_is_refused_before_anything_is_exported(tmp_path, monkeypatch, change, message):
+    def export(*args, **kwargs):
+        raise AssertionError("exported")
+
+    monkeypatch.setattr(bundle_writer, "onnx_bytes", export)
+    with pytest.raises(ExportError, match=message):
+        bundle_parts.write(tmp_path / "bundle", **parts(change))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_planner_may_have_a_reward_of_its_own(tmp_path, monkeypatch):
+    class Exported(Exception):
+        pass
+
+    def export(*args, **kwargs):
+        raise Exported
+
+    monkeypatch.setattr(bundle_writer, "onnx_bytes", export)
+    given = parts("nothing")
+    given["dynamics"] = dataclasses.replace(given["dynamics"], reward=RewardConfig(risk_aversion=3.0))
+    with pytest.raises(Exported):
+        bundle_parts.write(tmp_path / "bundle", **given)
+
+
 @pytest.fixture(scope="module")
 def reference():
     dynamics = make_dynamics()
@@ -171,6 +260,29 @@ def test_parity_refuses_the_bundle_of_another_policy(bundle):
     other = Reference(dynamics, make_scaler(), make_policy(dynamics, seed=2), make_market_model())
     with pytest.raises(ParityError, match=r"policy graph \(batch\): "):
         check_parity(bundle, other, count=1000, tolerance=1e-5, seed=0)
+
+
+class Shifted:
+    """A policy session whose numbers are a little off, in batches only or in single rows only."""
+
+    def __init__(self, session, name, amount, *, alone):
+        self.session, self.name, self.amount, self.alone = session, name, amount, alone
+
+    def run(self, names, inputs):
+        outputs = PolicyOutputs(*self.session.run(names, inputs))
+        if (len(outputs.action) == 1) == self.alone:
+            numbers = getattr(outputs, self.name)
+            numbers += np.where(numbers == 0.0, 0.0, self.amount).astype(np.float32)
+        return list(outputs)
+
+
+@pytest.mark.parametrize(("alone", "how"), [(False, "batch"), (True, "single rows")])
+@pytest.mark.parametrize("name", ["probabilities", "value"])
+def test_parity_refuses_numbers_a_little_off(bundle, reference, name, alone, how):
+    session = Shifted(bundle.policy_session, name, 1e-3, alone=alone)
+    broken = dataclasses.replace(bundle, policy_session=session)
+    with pytest.raises(ParityError, match=rf"policy graph \({how}\): {name}: row"):
+        check_parity(broken, reference, count=1000, tolerance=1e-5, seed=0)
 
 
 def test_parity_refuses_the_bundle_of_other_limits(bundle):

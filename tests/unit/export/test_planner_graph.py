@@ -11,13 +11,14 @@ import torch
 from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler
 
 from configs.schema import PlannerConfig
-from envs import TradingDynamics
+from envs import Account, TradingDynamics
 from export.errors import ExportError
 from export.onnx_files import onnx_bytes
 from export.planner_graph import PlannerGraph, PlannerOutputs
+from export.scenario_graph import Bar
 from export.search_graph import PlannerModule, SearchGraph, planner_graph
 from export.states import probe_masks, probe_states
-from masking import RuleSet, register_rule
+from masking import DrawdownLadder, RuleSet, register_rule, trading_rules
 from mbpo import TorchPolicy
 from mbpo.planning import PlannerPolicy
 
@@ -76,6 +77,50 @@ def test_actions_values_and_sequences_are_those_of_the_planner(limits: dict[str,
     assert (found.action == wanted).mean() > 0.9
     assert masks[np.arange(len(state)), found.action].all()
     assert len(set(found.action.tolist())) > 2
+
+
+class Haunted(PlannerGraph):
+    """Lets the dead forbid what the living may do."""
+
+    def masks(self, account: Account, alive: torch.Tensor, bar: Bar) -> torch.Tensor:
+        return super().masks(account, alive | True, bar)
+
+
+def test_scenarios_that_were_killed_forbid_the_others_nothing() -> None:
+    dynamics = make_dynamics()
+    # So tight that a bar kills some scenarios, and leaves others with every choice.
+    ladder = DrawdownLadder(soft=0.010, hard=0.011, kill=0.012)
+    rules = trading_rules(ladder=ladder, paper=True, min_holding_bars=0, max_position_change=2.0)
+    dynamics = dynamics.with_rule_set(RuleSet(rules, dynamics.rule_set.actions))
+    policy = planner(dynamics, valued=False)
+    state, _ = rows(dynamics)
+    for name, number in (("drawdown", 0.0), ("position", 1.0), ("exposure", 1.0), ("trading_state", 0.0)):
+        state[:, dynamics.state_names.index(name)] = number
+    masks = np.asarray(dynamics.action_masks(state))
+    plan, found = policy.plan(state, masks), decided(PlannerGraph(policy), state, masks)
+    assert plan.action_values is not None
+    np.testing.assert_allclose(found.action_values, plan.action_values.numpy(), rtol=1e-4, atol=1e-4)
+    haunted = decided(Haunted(policy), state, masks)
+    assert (haunted.action_values < found.action_values - 1e-3).any()
+
+
+def test_a_bar_that_is_no_number_is_worth_nothing_where_somebody_lives_who_sees_it() -> None:
+    dynamics = make_dynamics()
+    graph = PlannerGraph(planner(dynamics))
+    assert graph.value is not None
+    state, _ = rows(dynamics)
+    account = dynamics.account_from_state(torch.from_numpy(state[:1]), torch.float32)
+    spread_out = Account(*(column[:, None, None].expand(1, 1, 2) for column in account))
+    features = torch.from_numpy(state[:1, :4, None]).expand(1, 4, 2).clone()
+    bar = Bar(features, torch.full((1,), 0.1), features[:, :2], features[:, :2])
+    alive = torch.tensor([[[True, False]]])
+    known = graph.future(graph.value, spread_out, alive, bar)
+    assert torch.isfinite(known).all()
+    for scenario, blind in ((1, False), (0, True)):
+        broken = features.clone()
+        broken[0, 3, scenario] = torch.nan
+        future = graph.future(graph.value, spread_out, alive, bar._replace(features=broken))
+        assert torch.isposinf(future).all() if blind else torch.equal(future, known)
 
 
 SEARCHES: list[dict[str, Any]] = [
