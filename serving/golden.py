@@ -18,6 +18,8 @@ from serving.errors import BundleFormatError
 
 PLAN_TOLERANCE = 1e-4
 """Largest difference of a plan's value between machines, relative to 1 + its size: a plan sums up many numbers."""
+ROUNDED_APART = 0.05
+"""Largest such difference where rounding sent a scenario another way, at a rung of the ladder or another threshold."""
 GOLDEN_TOLERANCE = 1e-5
 """Largest probability difference between machines; another vector width moves float32 by about 1e-7."""
 PLAN_FORMS = {
@@ -138,6 +140,7 @@ def plan_difference(
     action_masks: npt.NDArray[np.bool_],
     horizon: int,
     tolerance: float,
+    spare: int = 0,
 ) -> str | None:
     """Say where plans first differ, or None if they agree.
 
@@ -145,7 +148,8 @@ def plan_difference(
     tied within the same. A plan begins with its action and is worth what the best sequence from there is; a masked
     action is worth -inf and never taken; a row without a plan holds. What a sequence is worth needs the model to say.
 
-    Args: expected; actual; action_masks [B, A]: of rules and caller; horizon: H; tolerance.
+    Args: expected; actual; action_masks [B, A]: of rules and caller; horizon: H; tolerance; spare: rows whose values
+        may lie up to `ROUNDED_APART` apart, and whose actions then differ.
     """
     count, size = action_masks.shape
     forms: dict[str, tuple[type[Any], tuple[int, ...]]] = {
@@ -171,13 +175,16 @@ def plan_difference(
     with np.errstate(invalid="ignore"):
         worth = np.abs(values[rows, actual.action] - actual.value) <= slack
         tied = worth & (np.abs(values[rows, expected.action] - actual.value) <= slack)
+    # Written as "not within", so that NaN counts as a difference.
+    apart = ~(np.abs(expected.value - actual.value) <= slack)
+    if within_spare(apart, expected.value, actual.value, spare):
+        tied, apart = tied | apart, np.zeros_like(apart)
     valid = np.where(held, actual.action == HOLD, action_masks[rows, actual.action])
     hold = np.where(held[:, None], HOLD, actual.sequence)
     bad = {
         "action_masks": (actual.action_masks != action_masks).any(axis=1),
         "fallback": expected.fallback != held,
-        # Written as "not within", so that NaN counts as a difference.
-        "value": ~(np.abs(expected.value - actual.value) <= slack),
+        "value": apart,
         "action": ((expected.action != actual.action) & ~tied) | ~valid,
         "action_values": (~worth & ~held) | (~action_masks & (values != -np.inf)).any(axis=1),
         "sequence": (actual.sequence[:, 0] != actual.action) | (actual.sequence != hold).any(axis=1),
@@ -192,6 +199,19 @@ def plan_difference(
                 f"was {getattr(actual, name)[row].tolist()} ({int(wrong.sum())} of {count} rows differ)"
             )
     return None
+
+
+def spared(count: int) -> int:
+    """Of so many rows, how many may be at a threshold: one in two hundred, and one more."""
+    return 1 + count // 200
+
+
+def within_spare(
+    apart: npt.NDArray[np.bool_], expected: npt.NDArray[Any], actual: npt.NDArray[Any], spare: int
+) -> bool:
+    """Whether the rows [B] that are `apart` are few, and no further apart than rounding at a threshold explains."""
+    near = np.abs(expected - actual) <= ROUNDED_APART * (1.0 + np.abs(expected))
+    return int(apart.sum()) <= spare and bool(near[apart].all())
 
 
 def difference(expected: PolicyOutputs, actual: PolicyOutputs, tolerance: float) -> str | None:

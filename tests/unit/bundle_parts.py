@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from configs.schema import RewardConfig, WorldModelConfig
 from data import Field, Scaler
 from envs import ACCOUNT_FIELDS, UNCERTAINTY_FIELD, AccountRules, TradingDynamics
 from export import BundleInfo, write_bundle
-from masking import ActionTable, DrawdownLadder, RuleSet, trading_rules
+from masking import RULES, ActionTable, DrawdownLadder, RuleSet, register_rule, trading_rules
 from masking.strict_policy import StrictMaskablePolicy
 from world_model import MarketModel
 from world_model.networks import EnsembleMLP
@@ -90,3 +93,25 @@ def write(destination: Path, **changes: Any) -> BundleInfo:
         "parity_states": 1000,
     }
     return write_bundle(destination, **{**parts, **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sideways:
+    """Looks along an axis, which is another one where actions come first; forbids the largest target in a call."""
+
+    fields: ClassVar[tuple[str, ...]] = ("position",)
+
+    def __call__(self, state: Any) -> Any:
+        target = state["target_position"]
+        return target < (target.amax(1, keepdims=True) if isinstance(target, torch.Tensor) else target.max(1)[:, None])
+
+
+@contextmanager
+def sideways_dynamics() -> Iterator[TradingDynamics]:
+    """Dynamics with that rule, which is registered inside only: modules of tests share one registry."""
+    register_rule("sideways")(Sideways)
+    try:
+        dynamics = make_dynamics()
+        yield dynamics.with_rule_set(RuleSet((*dynamics.rule_set.rules, Sideways()), dynamics.rule_set.actions))
+    finally:
+        del RULES["sideways"]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import bundle_parts
 import numpy as np
@@ -14,13 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from bundle_parts import FIELDS, make_dynamics, make_market_model, make_policy, make_scaler
+from bundle_parts import FIELDS, make_dynamics, make_market_model, make_policy, make_scaler, sideways_dynamics
 
 from configs.schema import PlannerConfig, RewardConfig
 from data import Scaler
 from export import ExportError, ParityError, bundle_writer, check_parity
 from export.reference import Reference
-from masking import DrawdownLadder, RuleSet, register_rule
+from masking import DrawdownLadder
 from masking.strict_policy import StrictMaskablePolicy
 from mbpo import TorchPolicy
 from mbpo.planning import PlannerPolicy
@@ -156,24 +155,9 @@ def test_parts_that_do_not_fit_together_are_refused_before_anything_is_written(t
     assert os.listdir(tmp_path) == []
 
 
-@register_rule("test_along_an_axis")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlongAnAxis:
-    """Forbids the largest target, by the axis that actions have in a call."""
-
-    fields: ClassVar[tuple[str, ...]] = ("position",)
-
-    def __call__(self, state):
-        target = state["target_position"]
-        return target < (target.amax(1, keepdims=True) if isinstance(target, torch.Tensor) else target.max(1)[:, None])
-
-
-def parts(change):
+def parts(change, dynamics=None):
     """Parts of a bundle with a planner, one of which the planner has otherwise."""
-    dynamics = make_dynamics()
-    if change == "axis":
-        rules = RuleSet((*dynamics.rule_set.rules, AlongAnAxis()), dynamics.rule_set.actions)
-        dynamics = dynamics.with_rule_set(rules)
+    dynamics = dynamics or make_dynamics()
     policy, model, scaler = make_policy(dynamics), make_market_model(), make_scaler()
     given = {"dynamics": dynamics, "policy": policy, "market_model": model, "scaler": scaler}
     if change == "rules":
@@ -211,7 +195,6 @@ def parts(change):
         ("market model", r"planner\.model: expected the market_model given, was another object"),
         ("policy", r"planner\.value\.network: expected the policy given, was another object"),
         ("scaler", r"planner\.value\.scaler: expected .*, was "),
-        ("axis", "rule set: expected the same masks with actions first"),
     ],
 )
 def test_a_planner_of_other_parts_is_refused_before_anything_is_exported(tmp_path, monkeypatch, change, message):
@@ -221,6 +204,15 @@ def test_a_planner_of_other_parts_is_refused_before_anything_is_exported(tmp_pat
     monkeypatch.setattr(bundle_writer, "onnx_bytes", export)
     with pytest.raises(ExportError, match=message):
         bundle_parts.write(tmp_path / "bundle", **parts(change))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_planner_under_a_rule_that_looks_along_an_axis_is_refused(tmp_path):
+    with (
+        sideways_dynamics() as sideways,
+        pytest.raises(ExportError, match="same masks with actions first"),
+    ):
+        bundle_parts.write(tmp_path / "bundle", **parts("nothing", sideways))
     assert os.listdir(tmp_path) == []
 
 

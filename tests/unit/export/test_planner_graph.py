@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler
+from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler, sideways_dynamics
 
 from configs.schema import PlannerConfig
 from envs import Account, TradingDynamics
@@ -18,7 +17,7 @@ from export.planner_graph import PlannerGraph, PlannerOutputs
 from export.scenario_graph import Bar
 from export.search_graph import PlannerModule, SearchGraph, planner_graph
 from export.states import probe_masks, probe_states
-from masking import DrawdownLadder, RuleSet, register_rule, trading_rules
+from masking import DrawdownLadder, RuleSet, trading_rules
 from mbpo import TorchPolicy
 from mbpo.planning import PlannerPolicy
 
@@ -225,24 +224,11 @@ def test_one_file_decides_alike_for_any_batch(options: dict[str, Any]) -> None:
         np.testing.assert_allclose(found.value, expected.value, rtol=1e-4, atol=1e-5)
 
 
-@register_rule("test_sideways")
-@dataclass(frozen=True, kw_only=True)
-class Sideways:
-    """Looks along an axis, which is another one where actions come first."""
-
-    fields: ClassVar[tuple[str, ...]] = ("position",)
-
-    def __call__(self, state: Any) -> Any:
-        target = state["target_position"]
-        return target < (target.amax(1, keepdims=True) if isinstance(target, torch.Tensor) else target.max(1)[:, None])
-
-
 def test_searches_and_rules_that_have_no_such_graph_are_refused() -> None:
     dynamics = make_dynamics()
     with pytest.raises(ExportError, match="search: expected an exhaustive one"):
         PlannerGraph(planner(dynamics, search="cem"))
     with pytest.raises(ExportError, match="search: expected an exhaustive one"):
         PlannerGraph(planner(dynamics, tail=0.5, control_variate=0.0))
-    sideways = dynamics.with_rule_set(RuleSet((*dynamics.rule_set.rules, Sideways()), dynamics.rule_set.actions))
-    with pytest.raises(ExportError, match="rule set: expected"):
+    with sideways_dynamics() as sideways, pytest.raises(ExportError, match="rule set: expected"):
         PlannerGraph(planner(sideways, valued=False))

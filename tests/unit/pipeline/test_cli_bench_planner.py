@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from planner_reports import entry, speed_report
@@ -17,10 +18,13 @@ from benchmarks.planner_plans import PlanQuality
 from benchmarks.planner_tasks import TREE
 from data import atomic_write_json
 from pipeline.cli import app
+from pipeline.cli_output import stdout
 
 
 def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["bench", *map(str, arguments)], env={"COLUMNS": "200"})
+    # Whatever the width was when the console was made.
+    with mock.patch.object(stdout, "_width", 200):
+        return CliRunner().invoke(app, ["bench", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

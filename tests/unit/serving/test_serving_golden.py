@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving import BundleFormatError, Golden, PlannerOutputs, PolicyOutputs
-from serving.golden import GoldenPlan, difference, plan_difference
+from serving.golden import GoldenPlan, difference, plan_difference, spared
 
 
 def outputs(**changes):
@@ -104,8 +104,8 @@ def plans(**changes):
     return PlannerOutputs(**{**base, **changes})
 
 
-def compared(expected=PLAN, **changes):
-    return plan_difference(expected, plans(**changes), action_masks=MASKS, horizon=2, tolerance=1e-4)
+def compared(expected=PLAN, spare=0, **changes):
+    return plan_difference(expected, plans(**changes), action_masks=MASKS, horizon=2, tolerance=1e-4, spare=spare)
 
 
 def with_numbers(name, *changes):
@@ -113,6 +113,22 @@ def with_numbers(name, *changes):
     for place, number in changes:
         array[place] = number
     return {name: array}
+
+
+def apart(*values, action=1):
+    expected = np.array([*values, 0.0], dtype=np.float32)
+    return PLAN._replace(value=expected, action=np.array([action, 2, 0]))
+
+
+def test_a_row_at_a_threshold_may_lie_a_little_apart_and_no_more_rows_than_that():
+    assert compared(apart(2.1, 3.0), spare=1) is None
+    assert compared(apart(2.1, 3.0, action=0), spare=1) is None
+    assert "plan value: row 0" in compared(apart(2.1, 3.0))
+    assert "plan value: row 0" in compared(apart(2.1, 3.1), spare=1)
+    assert "plan value: row 0" in compared(apart(2.5, 3.0), spare=1)
+    assert "plan value: row 0" in compared(apart(np.nan, 3.0), spare=1)
+    assert "plan action: row 0" in compared(apart(2.1, 3.0), spare=1, action=np.array([2, 2, 0]))
+    assert (spared(1), spared(199), spared(1500)) == (1, 1, 8)
 
 
 def test_equal_plans_do_not_differ():
