@@ -18,7 +18,7 @@ from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from data import Field, Scaler, atomic_directory, canonical_json, sha256_bytes
 from envs import TradingDynamics
 from export.errors import ExportError, ParityError
-from export.graphs import MaskGraph, PolicyGraph, UncertaintyGraph, check_policy
+from export.graphs import LikelihoodGraph, MaskGraph, PolicyGraph, UncertaintyGraph, check_policy
 from export.onnx_files import EXAMPLE_BATCH, onnx_bytes
 from export.parity import ParityReport, check_parity
 from export.plan_parity import rows_at_once
@@ -28,9 +28,11 @@ from export.states import probe_masks, probe_states
 from masking.ruleset import rule_name, rule_parameters
 from mbpo.planning import PlannerPolicy
 from serving import BundleError, Golden, Manifest, PlannerOutputs, PolicyOutputs, open_bundle
+from serving.drift.reference import DRIFT_FILE, DriftReference
 from serving.golden import GoldenPlan
 from serving.manifest import (
     GOLDEN_FILE,
+    LIKELIHOOD_FILE,
     MANIFEST_FILE,
     MASK_FILE,
     PLANNER_FILE,
@@ -66,6 +68,7 @@ def write_bundle(
     market_model: Any,
     planner: PlannerPolicy | None = None,
     noise_tables: int = 1,
+    drift: DriftReference | None = None,
     fields: Sequence[Field],
     data_hash: str,
     config_hash: str,
@@ -87,6 +90,8 @@ def write_bundle(
         planner: planner over the same rules, account, market model and policy; its reward and horizon are its own. None
             writes a bundle without one.
         noise_tables: of the planner, for the caller's seed to pick from.
+        drift: what training saw; it goes into the bundle together with the market model's likelihood. None writes a
+            bundle whose drift cannot be watched.
         fields: the M feature columns, as in `dynamics.feature_names`.
         data_hash: provenance, stored as given, like the next three.
         config_hash: of the configuration that trained the policy.
@@ -107,6 +112,8 @@ def write_bundle(
     if planner is not None:
         _check_planner(planner, dynamics, scaler, policy, market_model)
         plans = planner_graph(planner, noise_tables=noise_tables)
+    if drift is not None and drift.names != dynamics.feature_names:
+        raise ExportError(f"drift.names: expected {list(dynamics.feature_names)}, was {list(drift.names)}")
     reference = Reference(dynamics, scaler, policy, market_model)
     with atomic_directory(destination) as folder:
         contents = _graph_files(dynamics, scaler, policy, market_model)
@@ -114,6 +121,10 @@ def write_bundle(
         if planner is not None and plans is not None:
             contents[PLANNER_FILE] = _planner_file(plans, dynamics, scaler)
             golden = replace(golden, plan=_golden_plan(plans, golden, rows_at_once(planner)))
+        if drift is not None:
+            contents[LIKELIHOOD_FILE] = _likelihood_file(market_model, dynamics, scaler)
+            contents[DRIFT_FILE] = _json(drift.to_dict())
+            golden = replace(golden, nll=reference.nll(golden.state))
         contents |= {
             RULES_FILE: _json({"hash": dynamics.rule_set.hash, **dynamics.rule_set.to_dict()}),
             SCALER_FILE: _json(scaler.to_dict()),
@@ -126,6 +137,7 @@ def write_bundle(
             rule_set_hash=dynamics.rule_set.hash,
             limits={rule_name(rule): rule_parameters(rule) for rule in dynamics.rule_set.rules},
             planner=None if plans is None else {"horizon": plans.horizon, "noise_tables": noise_tables},
+            drift=drift is not None,
             provenance={
                 "data_hash": data_hash,
                 "config_hash": config_hash,
@@ -210,6 +222,12 @@ def _graph_files(
             UncertaintyGraph(market_model), {"features": features}, ("model_uncertainty",), metadata(UNCERTAINTY_FILE)
         ),
     }
+
+
+def _likelihood_file(market_model: Any, dynamics: TradingDynamics, scaler: Scaler) -> bytes:
+    features = torch.zeros(EXAMPLE_BATCH, len(dynamics.feature_names))
+    example = {"features": features, "next_features": features.clone()}
+    return onnx_bytes(LikelihoodGraph(market_model), example, ("nll",), _metadata(LIKELIHOOD_FILE, dynamics, scaler))
 
 
 def _planner_file(graph: PlannerModule, dynamics: TradingDynamics, scaler: Scaler) -> bytes:

@@ -19,6 +19,8 @@ from envs import TradingDynamics
 from export.errors import ExportError
 from masking import HOLD
 from masking.strict_policy import MAX_LOGIT
+from world_model.density import density_nll, student_constant
+from world_model.losses import mixture_nll
 
 FORBIDDEN_LOGIT = -3e38
 """Logit of a forbidden action: finite, so that no softmax meets -inf - -inf."""
@@ -105,6 +107,30 @@ class UncertaintyGraph(nn.Module):
         """Disagreement [B]."""
         uncertainty: Tensor = self.market_model.disagreement(features)
         return uncertainty
+
+
+class LikelihoodGraph(nn.Module):
+    """`features` [B, M] of a bar and `next_features` [B, M] of the next -> `nll` [B], nats per feature.
+
+    Mean over features of `world_model.marginals.next_row_nll`; NaN in, NaN out.
+    """
+
+    inverse_dof: Tensor
+    constant: Tensor
+
+    def __init__(self, market_model: Any) -> None:
+        super().__init__()
+        self.market_model = copy.deepcopy(market_model).cpu()
+        tails = self.market_model.inverse_dof.double()
+        self.register_buffer("inverse_dof", tails)
+        self.register_buffer("constant", student_constant(tails))
+
+    def forward(self, features: Tensor, next_features: Tensor) -> Tensor:
+        """Negative log likelihood [B] of what came next."""
+        model = self.market_model
+        mean, var = (part.double() for part in model.predict(features, model.elites))
+        nll = density_nll(mean, var, next_features.double(), self.inverse_dof, self.constant)
+        return mixture_nll(nll).mean(dim=1).to(torch.float32)
 
 
 def check_policy(dynamics: TradingDynamics, scaler: Scaler, policy: MaskableActorCriticPolicy) -> None:

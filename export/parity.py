@@ -15,7 +15,7 @@ from export.states import probe_masks, probe_states
 from masking import HOLD
 from mbpo.planning import PlannerPolicy
 from serving import Bundle, OnnxPolicy, PolicyOutputs
-from serving.golden import difference
+from serving.golden import NLL_TOLERANCE, difference, following_rows, number_apart
 
 MIN_STATES = 1000
 """Fewer probe states prove too little."""
@@ -44,6 +44,8 @@ class ParityReport:
     """Rows with another planned action of equal value."""
     max_plan_error: float = 0.0
     """Largest difference of a plan's value, relative to 1 + its size."""
+    likelihoods: int = 0
+    """Pairs of bars whose likelihood was compared; 0 without one, where drift cannot be watched."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
@@ -84,7 +86,7 @@ def check_parity(
     _check_no_choice(bundle, state)
     if not np.array_equal(bundle.run_masks(state), reference.rules(state)):
         raise ParityError("mask graph: expected the masks of the rule set, was others")
-    _check_uncertainty(bundle, reference, state)
+    likelihoods = _check_market_model(bundle, reference, state)
     plans = {} if planner is None else check_plans(bundle, reference, planner, state, callers, count=count, rng=rng)
     return ParityReport(
         states=len(state),
@@ -93,6 +95,7 @@ def check_parity(
         ties=int((expected.action != batched.action).sum()),
         fallbacks=int(batched.fallback.sum()),
         valid_actions=tuple(map(int, expected.action_masks.sum(axis=0))),
+        likelihoods=likelihoods,
         **plans,
     )
 
@@ -116,13 +119,18 @@ def _check_no_choice(bundle: Bundle, state: npt.NDArray[np.float32]) -> None:
         raise ParityError("caller_masks: expected Hold with fallback where nothing is allowed, was another decision")
 
 
-def _check_uncertainty(bundle: Bundle, reference: Reference, state: npt.NDArray[np.float32]) -> None:
-    expected = reference.uncertainty(state)
-    actual = bundle.run_uncertainty(np.ascontiguousarray(state[:, : len(reference.dynamics.feature_names)]))
-    wrong = ~np.isclose(actual, expected, rtol=1e-4, atol=1e-6, equal_nan=True)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise ParityError(f"uncertainty graph: row {row}: expected {expected[row]}, was {actual[row]}")
+# Returns how many likelihoods were compared.
+def _check_market_model(bundle: Bundle, reference: Reference, state: npt.NDArray[np.float32]) -> int:
+    features, following = following_rows(state, len(reference.dynamics.feature_names))
+    found = number_apart(reference.uncertainty(state), bundle.run_uncertainty(features), tolerance=1e-6)
+    if found is not None:
+        raise ParityError(f"uncertainty graph: {found}")
+    if bundle.drift is None:
+        return 0
+    found = number_apart(reference.nll(state), bundle.run_likelihood(features, following), tolerance=NLL_TOLERANCE)
+    if found is not None:
+        raise ParityError(f"likelihood graph: {found}")
+    return len(state)
 
 
 def _refuse(found: str | None, how: str) -> None:

@@ -17,6 +17,8 @@ from data import Scaler
 from envs import TradingDynamics
 from masking import HOLD
 from serving import PolicyOutputs
+from serving.golden import following_rows
+from world_model.marginals import next_row_nll
 
 
 class Reference:
@@ -61,3 +63,9 @@ class Reference:
         """Ensemble disagreement [B] of the feature columns of state rows [B, S]; NaN in, NaN out."""
         features = np.ascontiguousarray(state[:, : len(self.dynamics.feature_names)])
         return np.asarray(self.market_model.disagreement(torch.from_numpy(features)).numpy())
+
+    def nll(self, state: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """NLL [B], nats per feature, of each row's `following_rows` of state rows [B, S]; NaN in, NaN out."""
+        current, following = map(torch.from_numpy, following_rows(state, len(self.dynamics.feature_names)))
+        nll = next_row_nll(self.market_model, current, following).mean(dim=1)
+        return np.asarray(nll.to(torch.float32).numpy())

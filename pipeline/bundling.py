@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from configs import ConfigError, config_hash, load_config
 from data import DataError
@@ -19,7 +21,11 @@ from mbpo.recipe import final_risk_aversion
 from pipeline.inputs import RunInputs, load_inputs
 from pipeline.provenance import git_commit
 from pipeline.training import MBPO_NAME
+from serving.drift.reference import MIN_NLL_WINDOWS, MIN_WINDOWS, WINDOW, DriftReference
 from world_model import MarketModel
+from world_model.marginals import next_row_nll
+
+log = logging.getLogger(__name__)
 
 
 def bundle_run(
@@ -51,6 +57,7 @@ def bundle_run(
         market_model=market_model,
         planner=planner,
         noise_tables=config.export.noise_tables,
+        drift=drift_reference(inputs, market_model),
         fields=inputs.table.fields,
         data_hash=inputs.data_hash,
         config_hash=config_hash(config),
@@ -61,6 +68,28 @@ def bundle_run(
         parity_tolerance=config.export.parity_tolerance,
         seed=config.seed,
     )
+
+
+def drift_reference(inputs: RunInputs, market_model: MarketModel) -> DriftReference | None:
+    """What training saw, and how well the market model foresaw the validation rows.
+
+    Returns: None where there are too few training rows for it; one without likelihoods where there are too few
+        validation rows. Either is logged.
+    Raises: DataError for a likelihood that is not finite.
+    """
+    least = MIN_WINDOWS * WINDOW
+    if len(inputs.train) < least:
+        log.warning("drift cannot be watched: expected at least %d training rows, was %d", least, len(inputs.train))
+        return None
+    nll, least = None, MIN_NLL_WINDOWS * WINDOW + 1
+    if len(inputs.validation) < least:
+        found = len(inputs.validation)
+        log.warning("likelihood cannot be watched: expected at least %d validation rows, was %d", least, found)
+    else:
+        # In single precision, as live rows arrive.
+        rows = torch.from_numpy(inputs.validation.values.astype(np.float32))
+        nll = next_row_nll(market_model, rows[:-1], rows[1:]).mean(dim=1).numpy()
+    return DriftReference.fit(inputs.table.names, inputs.train.values, nll)
 
 
 def export_run(workdir: Path, run: str | None, destination: Path) -> BundleInfo:

@@ -20,19 +20,24 @@ import numpy.typing as npt
 from data import DataError, Scaler, canonical_json, sha256_bytes
 from masking import MaskingError, RuleSet
 from masking.ruleset import rule_name, rule_parameters
+from serving.drift.reference import DRIFT_FILE, DriftReference
 from serving.errors import BundleFormatError, BundleIntegrityError, BundleMismatchError, GoldenMismatchError
 from serving.golden import (
     GOLDEN_TOLERANCE,
+    NLL_TOLERANCE,
     PLAN_TOLERANCE,
     Golden,
     PlannerOutputs,
     PolicyOutputs,
     difference,
+    following_rows,
+    number_apart,
     plan_difference,
     spared,
 )
 from serving.manifest import (
     GOLDEN_FILE,
+    LIKELIHOOD_FILE,
     MANIFEST_FILE,
     MASK_FILE,
     PLANNER_FILE,
@@ -62,6 +67,10 @@ class Bundle:
     uncertainty_session: Any
     planner_session: Any = None
     """None where the bundle has no planner."""
+    likelihood_session: Any = None
+    """None where `drift` is."""
+    drift: DriftReference | None = None
+    """What training saw; None where the bundle does not say."""
 
     @property
     def hash(self) -> str:
@@ -86,6 +95,19 @@ class Bundle:
         """Uncertainty graph: features [B, M] -> model_uncertainty [B]; NaN in, NaN out."""
         uncertainty: npt.NDArray[np.float32] = self.uncertainty_session.run(None, {"features": features})[0]
         return uncertainty
+
+    def run_likelihood(
+        self, features: npt.NDArray[np.float32], next_features: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Likelihood graph: features of a bar and of the next, each [B, M] -> nll [B], nats per feature.
+
+        NaN in, NaN out. Raises: BundleMismatchError where the bundle has none.
+        """
+        if self.likelihood_session is None:
+            raise BundleMismatchError(f"{self.path}: expected a bundle with {LIKELIHOOD_FILE}, was one without")
+        inputs = {"features": features, "next_features": next_features}
+        nll: npt.NDArray[np.float32] = self.likelihood_session.run(None, inputs)[0]
+        return nll
 
     def run_planner(
         self,
@@ -126,8 +148,12 @@ def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) 
     scaler = _load_scaler(manifest, contents[SCALER_FILE])
     size = len(manifest.state_names), rule_set.actions.num_actions
     golden = Golden.from_dict(
-        _json_object(GOLDEN_FILE, contents[GOLDEN_FILE]), *size, planner=manifest.planner is not None
+        _json_object(GOLDEN_FILE, contents[GOLDEN_FILE]),
+        *size,
+        planner=manifest.planner is not None,
+        drift=manifest.drift,
     )
+    drift = _load_drift(manifest, contents[DRIFT_FILE]) if manifest.drift else None
     sessions = {role: _load_graph(role, contents[role], manifest, scaler) for role in _signatures(manifest)}
     bundle = Bundle(
         directory,
@@ -139,6 +165,8 @@ def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) 
         mask_session=sessions[MASK_FILE],
         uncertainty_session=sessions[UNCERTAINTY_FILE],
         planner_session=sessions.get(PLANNER_FILE),
+        likelihood_session=sessions.get(LIKELIHOOD_FILE),
+        drift=drift,
     )
     _check_golden(bundle)
     return bundle
@@ -232,12 +260,22 @@ def _load_scaler(manifest: Manifest, data: bytes) -> Scaler:
     return scaler
 
 
+def _load_drift(manifest: Manifest, data: bytes) -> DriftReference:
+    drift = DriftReference.from_dict(_json_object(DRIFT_FILE, data))
+    if drift.names != manifest.feature_names:
+        raise BundleMismatchError(
+            f"{DRIFT_FILE}: names: expected {list(manifest.feature_names)}, was {list(drift.names)}"
+        )
+    return drift
+
+
 # Graph inputs and outputs as (name, type, shape), "B" standing for any batch.
 Port = tuple[str, str, tuple[Any, ...]]
 
 
 def _signatures(manifest: Manifest) -> Mapping[str, tuple[tuple[Port, ...], tuple[Port, ...]]]:
     columns, actions = len(manifest.state_names), len(manifest.actions.names)
+    width = ("B", len(manifest.feature_fields))
     state: Port = ("state", "tensor(float)", ("B", columns))
     masks: Port = ("action_masks", "tensor(bool)", ("B", actions))
     callers: Port = ("caller_masks", "tensor(bool)", ("B", actions))
@@ -254,10 +292,15 @@ def _signatures(manifest: Manifest) -> Mapping[str, tuple[tuple[Port, ...], tupl
         ),
         MASK_FILE: ((state,), (masks,)),
         UNCERTAINTY_FILE: (
-            (("features", "tensor(float)", ("B", len(manifest.feature_fields))),),
+            (("features", "tensor(float)", width),),
             (("model_uncertainty", "tensor(float)", ("B",)),),
         ),
     }
+    if manifest.drift:
+        graphs[LIKELIHOOD_FILE] = (
+            (("features", "tensor(float)", width), ("next_features", "tensor(float)", width)),
+            (("nll", "tensor(float)", ("B",)),),
+        )
     if manifest.planner is not None:
         graphs[PLANNER_FILE] = (
             (state, callers, ("seed", "tensor(int64)", ("B",))),
@@ -340,9 +383,11 @@ def _check_golden(bundle: Bundle) -> None:
         )
         if found is not None:
             raise GoldenMismatchError(f"{PLANNER_FILE}: golden {found}")
-    num_features = len(bundle.manifest.feature_fields)
-    uncertainty = bundle.run_uncertainty(np.ascontiguousarray(golden.state[:, :num_features]))
-    if not np.allclose(uncertainty, golden.uncertainty, rtol=1e-4, atol=GOLDEN_TOLERANCE, equal_nan=True):
-        raise GoldenMismatchError(
-            f"{UNCERTAINTY_FILE}: expected {golden.uncertainty.tolist()}, was {uncertainty.tolist()}"
-        )
+    features, following = following_rows(golden.state, len(bundle.manifest.feature_fields))
+    found = number_apart(golden.uncertainty, bundle.run_uncertainty(features), tolerance=GOLDEN_TOLERANCE)
+    if found is not None:
+        raise GoldenMismatchError(f"{UNCERTAINTY_FILE}: golden {found}")
+    if golden.nll is not None:
+        found = number_apart(golden.nll, bundle.run_likelihood(features, following), tolerance=NLL_TOLERANCE)
+        if found is not None:
+            raise GoldenMismatchError(f"{LIKELIHOOD_FILE}: golden {found}")

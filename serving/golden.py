@@ -16,6 +16,9 @@ import numpy.typing as npt
 from masking import HOLD
 from serving.errors import BundleFormatError
 
+Features = npt.NDArray[np.float32]
+"""[B, M], raw units."""
+
 PLAN_TOLERANCE = 1e-4
 """Largest difference of a plan's value between machines, relative to 1 + its size: a plan sums up many numbers."""
 ROUNDED_APART = 0.05
@@ -27,6 +30,8 @@ PLAN_FORMS = {
     "sequence": "one that begins with the action, Hold alone without a plan",
 }
 """What holds of every plan, whatever its numbers."""
+NLL_TOLERANCE = 1e-4
+"""Largest difference of a likelihood between machines, in nats, on top of one part in 10,000."""
 TIE = 1e-6
 """Two actions whose probabilities are this close may be chosen one for the other."""
 
@@ -76,7 +81,9 @@ class Golden:
     """Golden inputs and expected outputs.
 
     Attributes: state [G, S] raw, NaN allowed; caller_masks [G, A]; expected; uncertainty [G], NaN where the
-        features are not finite; plan, None where the bundle has no planner.
+        features are not finite; plan, None where the bundle has no planner; nll [G], nats per feature: of each row's
+        features as if they followed those of the row before, the first those of the last; NaN where either are not
+        finite, None where the bundle has no likelihood.
     """
 
     state: npt.NDArray[np.float32]
@@ -84,6 +91,7 @@ class Golden:
     expected: PolicyOutputs
     uncertainty: npt.NDArray[np.float32]
     plan: GoldenPlan | None = None
+    nll: npt.NDArray[np.float32] | None = None
 
     @property
     def seeds(self) -> npt.NDArray[np.int64]:
@@ -96,10 +104,14 @@ class Golden:
         arrays |= self.expected._asdict()
         if self.plan is not None:
             arrays |= {f"plan_{name}": array for name, array in self.plan._asdict().items()}
+        if self.nll is not None:
+            arrays["nll"] = self.nll
         return {name: _to_lists(array) for name, array in arrays.items()}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], num_columns: int, num_actions: int, *, planner: bool = False) -> Golden:
+    def from_dict(
+        cls, raw: Mapping[str, Any], num_columns: int, num_actions: int, *, planner: bool = False, drift: bool = False
+    ) -> Golden:
         """Inverse of `to_dict`. Raises: BundleFormatError naming the array that is missing or misshapen."""
         rows = len(raw["state"]) if isinstance(raw.get("state"), list) else 0
         if rows == 0:
@@ -121,6 +133,8 @@ class Golden:
         }
         if planner:
             shapes |= plans
+        if drift:
+            shapes["nll"] = (np.float32, (rows,))
         if set(raw) != set(shapes):
             raise BundleFormatError(f"golden: expected {sorted(shapes)}, was {sorted(raw)}")
         arrays = {name: _to_array(name, raw[name], *form) for name, form in shapes.items()}
@@ -130,7 +144,30 @@ class Golden:
                 raise BundleFormatError(f"golden: {name}: {found}")
         expected = PolicyOutputs(*(arrays[name] for name in PolicyOutputs._fields))
         plan = GoldenPlan(*(arrays[name] for name in plans)) if planner else None
-        return cls(arrays["state"], arrays["caller_masks"], expected, arrays["uncertainty"], plan)
+        return cls(arrays["state"], arrays["caller_masks"], expected, arrays["uncertainty"], plan, arrays.get("nll"))
+
+
+def following_rows(state: npt.NDArray[np.float32], num_features: int) -> tuple[Features, Features]:
+    """Features of state rows [B, S] and, as if they came next, those of the row after; after the last comes the first.
+
+    Returns: twice [B, M].
+    """
+    features = np.ascontiguousarray(state[:, :num_features])
+    return features, np.roll(features, -1, axis=0)
+
+
+def number_apart(
+    expected: npt.NDArray[np.float32], actual: npt.NDArray[np.float32], *, tolerance: float, relative: float = 1e-4
+) -> str | None:
+    """Say where numbers [B] first differ by more than `tolerance + relative * abs(expected)`, or None; NaN equals NaN.
+
+    Infinities are equal if their signs are.
+    """
+    wrong = ~np.isclose(actual, expected, rtol=relative, atol=tolerance, equal_nan=True)
+    if not wrong.any():
+        return None
+    row = int(np.flatnonzero(wrong)[0])
+    return f"row {row}: expected {expected[row]}, was {actual[row]} ({int(wrong.sum())} of {len(wrong)} rows differ)"
 
 
 def plan_difference(

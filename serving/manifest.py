@@ -11,23 +11,36 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic import Field as Bounds
 
 from data import DataError, Field, canonical_json, sha256_bytes
+from serving.drift.reference import DRIFT_FILE
 from serving.errors import BundleFormatError, BundleIntegrityError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 POLICY_FILE = "policy.onnx"
 MASK_FILE = "mask.onnx"
 UNCERTAINTY_FILE = "uncertainty.onnx"
 PLANNER_FILE = "planner.onnx"
+LIKELIHOOD_FILE = "likelihood.onnx"
 RULES_FILE = "rules.json"
 SCALER_FILE = "scaler.json"
 GOLDEN_FILE = "golden.json"
 BUNDLE_FILES = (GOLDEN_FILE, MASK_FILE, POLICY_FILE, RULES_FILE, SCALER_FILE, UNCERTAINTY_FILE)
-"""Files beside the manifest that every bundle has; one with a planner has `PLANNER_FILE` as well."""
+"""Files beside the manifest that every bundle has; one with a planner has `PLANNER_FILE` as well, one whose drift can
+be watched `DRIFT_FILES`."""
+DRIFT_FILES = (DRIFT_FILE, LIKELIHOOD_FILE)
 
 AGE_COLUMN = "data_age"
 """Last column of the state row: masks see it, the observation does not."""
@@ -93,6 +106,8 @@ class Manifest(_Part):
     """Rule name -> its parameters."""
     planner: PlannerEntry | None
     """None where the bundle has no planner."""
+    drift: StrictBool
+    """Whether it says what training saw and how well the next bar was foreseen."""
     provenance: Provenance
     files: dict[Name, FileEntry]
     bundle_hash: Digest
@@ -157,7 +172,8 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        wanted = sorted([*BUNDLE_FILES, *([] if self.planner is None else [PLANNER_FILE])])
+        planner, drift = () if self.planner is None else (PLANNER_FILE,), DRIFT_FILES if self.drift else ()
+        wanted = sorted((*BUNDLE_FILES, *planner, *drift))
         if sorted(self.files) != wanted:
             raise ValueError(f"files: expected {wanted}, was {sorted(self.files)}")
         if len(set(self.state_names)) != len(self.state_names):

@@ -26,20 +26,35 @@ NUM_KNOTS = 201
 SCALE_ROUNDS = 60
 
 
-def density_nll(mean: Tensor, var: Tensor, target: Tensor, inverse_dof: Tensor) -> Tensor:
+def density_nll(
+    mean: Tensor, var: Tensor, target: Tensor, inverse_dof: Tensor, constant: Tensor | None = None
+) -> Tensor:
     """Negative log density, element by element, in nats.
 
     Args: mean, var: [..., M], the variance of the distribution itself, not its scale; target: broadcasts to them;
-        inverse_dof: [M], 0 for Gaussian columns.
+        inverse_dof: [M], 0 for Gaussian columns; constant: its `student_constant`, None computes it.
     Returns: [..., M].
     """
-    heavy = inverse_dof > 0.0
-    inverse = torch.where(heavy, inverse_dof, torch.full_like(inverse_dof, 0.25)).to(var.dtype)
-    dof = 1.0 / inverse
-    constant = torch.lgamma(0.5 * (dof + 1.0)) - torch.lgamma(0.5 * dof) - 0.5 * torch.log(math.pi * (dof - 2.0))
+    dof = _safe_dof(inverse_dof.to(var.dtype))
+    if constant is None:
+        constant = student_constant(inverse_dof.to(var.dtype))
     square = (target - mean).square() / var
     student = 0.5 * torch.log(var) - constant + 0.5 * (dof + 1.0) * torch.log1p(square / (dof - 2.0))
-    return torch.where(heavy, student, gaussian_nll(mean, torch.log(var), target))
+    return torch.where(inverse_dof > 0.0, student, gaussian_nll(mean, torch.log(var), target))
+
+
+def student_constant(inverse_dof: Tensor) -> Tensor:
+    """Log of the Student-t density of variance 1 at its mean: [M], of inverse_dof [M]; no meaning where that is 0.
+
+    It depends on nothing but the tails, and ONNX has no log-gamma.
+    """
+    dof = _safe_dof(inverse_dof)
+    return torch.lgamma(0.5 * (dof + 1.0)) - torch.lgamma(0.5 * dof) - 0.5 * torch.log(math.pi * (dof - 2.0))
+
+
+# Gaussian columns get degrees of freedom that nobody looks at.
+def _safe_dof(inverse_dof: Tensor) -> Tensor:
+    return 1.0 / torch.where(inverse_dof > 0.0, inverse_dof, torch.full_like(inverse_dof, 0.25))
 
 
 def distribution(standard: Tensor, inverse_dof: Tensor) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from configs.schema import RewardConfig, WorldModelConfig
+from configs.schema import PlannerConfig, RewardConfig, WorldModelConfig
 from data import Field, Scaler
 from envs import ACCOUNT_FIELDS, UNCERTAINTY_FIELD, AccountRules, TradingDynamics
 from export import BundleInfo, write_bundle
 from masking import RULES, ActionTable, DrawdownLadder, RuleSet, register_rule, trading_rules
 from masking.strict_policy import StrictMaskablePolicy
+from mbpo import TorchPolicy
+from mbpo.planning import PlannerPolicy
+from serving.drift.reference import DriftReference
 from world_model import MarketModel
+from world_model.marginals import next_row_nll
 from world_model.networks import EnsembleMLP
 from world_model.normaliser import Normaliser
 
@@ -62,13 +66,13 @@ def make_policy(
     return policy
 
 
-def make_market_model() -> MarketModel:
+def make_market_model(fields: Sequence[Field] = FIELDS) -> MarketModel:
     generator = torch.Generator().manual_seed(2)
     size = len(FIELDS)
     config = WorldModelConfig(num_members=3, num_elites=2, hidden=(16, 16))
     spread = torch.tensor([0.01, 0.01, 0.2, 0.1])
     return MarketModel(
-        FIELDS,
+        fields,
         config,
         Normaliser(torch.zeros(size), spread),
         Normaliser(torch.zeros(size), spread / 10),
@@ -78,6 +82,19 @@ def make_market_model() -> MarketModel:
     )
 
 
+def usual_rows(bars: int, seed: int = 0) -> np.ndarray:
+    """Independent feature rows [bars, M], float32, whose changes are about as large as the market model expects."""
+    rows = np.array([0.001, 0.001, 0.02, 0.01]) * np.random.default_rng(seed).standard_normal((bars, len(FIELDS)))
+    return rows.astype(np.float32)
+
+
+def make_drift(window: int = 12) -> DriftReference:
+    rows = usual_rows(600)
+    current, following = torch.from_numpy(rows[:-1]), torch.from_numpy(rows[1:])
+    nll = next_row_nll(make_market_model(), current, following).mean(dim=1)
+    return DriftReference.fit([field.name for field in FIELDS], rows, nll.numpy(), window=window)
+
+
 def write(destination: Path, **changes: Any) -> BundleInfo:
     dynamics = changes.pop("dynamics", None) or make_dynamics()
     parts: dict[str, Any] = {
@@ -85,6 +102,7 @@ def write(destination: Path, **changes: Any) -> BundleInfo:
         "scaler": make_scaler(),
         "policy": make_policy(dynamics),
         "market_model": make_market_model(),
+        "drift": make_drift(),
         "fields": FIELDS,
         "data_hash": "d" * 64,
         "config_hash": "c" * 64,
@@ -93,6 +111,27 @@ def write(destination: Path, **changes: Any) -> BundleInfo:
         "parity_states": 1000,
     }
     return write_bundle(destination, **{**parts, **changes})
+
+
+def make_planner(config: PlannerConfig, **settings: Any) -> PlannerPolicy:
+    """Plans with the value network of `make_policy`. Args: settings: of `make_dynamics`."""
+    dynamics = make_dynamics(**settings)
+    value = TorchPolicy("value", make_policy(dynamics), make_scaler())
+    return PlannerPolicy(dynamics, make_market_model(), config, seed=0, gamma=0.97, value=value)
+
+
+def write_planned(destination: Path, planner: PlannerPolicy | None = None) -> BundleInfo:
+    """A bundle with a planner, by default one that looks one bar ahead."""
+    planner = planner or make_planner(PlannerConfig(horizon=1, scenarios=4))
+    assert planner.value is not None
+    return write(
+        destination,
+        dynamics=planner.dynamics,
+        policy=planner.value.network,
+        market_model=planner.model,
+        planner=planner,
+        noise_tables=2,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,3 +25,13 @@ def bundle(bundle_path):
     from serving import open_bundle
 
     return open_bundle(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory):
+    """A bundle with a planner."""
+    import bundle_parts
+
+    from serving import open_bundle
+
+    return open_bundle(bundle_parts.write_planned(tmp_path_factory.mktemp("bundles") / "planned").path)

@@ -13,7 +13,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from bundle_parts import FIELDS, make_dynamics, make_market_model, make_policy, make_scaler, sideways_dynamics
+from bundle_parts import (
+    FIELDS,
+    make_drift,
+    make_dynamics,
+    make_market_model,
+    make_policy,
+    make_scaler,
+    sideways_dynamics,
+)
 
 from configs.schema import PlannerConfig, RewardConfig
 from data import Scaler
@@ -26,7 +34,9 @@ from mbpo.planning import PlannerPolicy
 from serving import PolicyOutputs
 
 NAMES = [
+    "drift.json",
     "golden.json",
+    "likelihood.onnx",
     "manifest.json",
     "mask.onnx",
     "policy.onnx",
@@ -47,7 +57,7 @@ def test_bundle_holds_exactly_its_files_and_no_path_of_the_machine(bundle_path):
 
 def test_parity_was_close_and_put_every_action_to_the_test(bundle_info):
     parity = bundle_info.parity
-    assert parity.states == 1000
+    assert parity.states == parity.likelihoods == 1000
     assert parity.max_probability_error < 1e-5
     assert parity.max_value_error < 1e-4
     assert parity.ties <= 2
@@ -147,6 +157,7 @@ def shuffled_scaler():
         (lambda: {"fields": FIELDS[::-1]}, "fields: expected"),
         (lambda: {"fields": FIELDS[:-1]}, "fields: expected"),
         (lambda: {"states": np.zeros((3, 4), np.float32)}, r"states: expected \[N, 14\], was \[3, 4\]"),
+        (lambda: {"drift": dataclasses.replace(make_drift(), names=tuple("abcd"))}, r"drift\.names: expected .*'a'"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused_before_anything_is_written(tmp_path, changes, message):
@@ -290,6 +301,15 @@ def test_parity_refuses_the_bundle_of_another_market_model(bundle):
         model.network.weights[0].mul_(1.05)
     other = Reference(dynamics, make_scaler(), make_policy(dynamics), model)
     with pytest.raises(ParityError, match="uncertainty graph: row"):
+        check_parity(bundle, other, count=1000, tolerance=1e-5, seed=0)
+
+
+def test_parity_refuses_the_likelihood_of_another_market_model(bundle):
+    dynamics, model = make_dynamics(), make_market_model()
+    # The members are as far apart as before.
+    model.variance_scale.mul_(1.01)
+    other = Reference(dynamics, make_scaler(), make_policy(dynamics), model)
+    with pytest.raises(ParityError, match="likelihood graph: row"):
         check_parity(bundle, other, count=1000, tolerance=1e-5, seed=0)
 
 

@@ -1,12 +1,17 @@
+import dataclasses
+import math
+
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from bundle_parts import make_dynamics, make_policy, make_scaler
+from bundle_parts import FIELDS, make_dynamics, make_market_model, make_policy, make_scaler, usual_rows
 
-from export.graphs import MaskGraph, PolicyGraph
-from export.onnx_files import OPSET, strip_metadata
+from export.graphs import LikelihoodGraph, MaskGraph, PolicyGraph
+from export.onnx_files import EXAMPLE_BATCH, OPSET, onnx_bytes, strip_metadata
 from export.states import probe_states
+from world_model.marginals import next_row_nll
 
 
 @pytest.fixture
@@ -88,8 +93,28 @@ def test_policy_graph_copies_the_policy():
     assert not torch.equal(graph.action_net.bias, policy.action_net.bias)
 
 
+def test_likelihood_graph_is_the_models_with_heavy_tails_and_columns_that_follow_the_baseline():
+    volatility = dataclasses.replace(FIELDS[2], unit="per sqrt(year)", low=0.0, high=math.inf)
+    model = make_market_model((*FIELDS[:2], volatility, *FIELDS[3:]))
+    model.inverse_dof.copy_(torch.tensor([0.0, 0.2, 0.4, 0.0]))
+    model.follows_baseline.copy_(torch.tensor([False, False, False, True]))
+    model.variance_scale.copy_(torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    rows = torch.from_numpy(usual_rows(200)).abs()
+    model.volatility.fit(rows.double().numpy()[:-1], (rows[1:] - rows[:-1]).double() / 0.01, model.varying)
+    assert model.volatility.active
+    example = torch.zeros(EXAMPLE_BATCH, 4)
+    data = onnx_bytes(LikelihoodGraph(model), {"features": example, "next_features": example.clone()}, ("nll",), {})
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    # Jumps far out as well, where Gaussian and heavy tails differ most.
+    following = rows[1:] * torch.logspace(0, 2, 199)[:, None]
+    (found,) = session.run(None, {"features": rows[:-1].numpy(), "next_features": following.numpy()})
+    expected = next_row_nll(model, rows[:-1], following).mean(dim=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert found[-1] > 10.0 * abs(found[0])
+
+
 def test_written_graphs_carry_only_our_metadata(bundle_path, bundle):
-    for name in ("policy.onnx", "mask.onnx", "uncertainty.onnx"):
+    for name in ("policy.onnx", "mask.onnx", "uncertainty.onnx", "likelihood.onnx"):
         model = onnx.load(bundle_path / name)
         assert [opset.version for opset in model.opset_import if opset.domain == ""] == [OPSET]
         metadata = {entry.key: entry.value for entry in model.metadata_props}

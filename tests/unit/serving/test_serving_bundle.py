@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from repack import repack
+from repack import repack, without_drift
 
 from serving import (
     BundleError,
@@ -20,7 +20,9 @@ from serving import (
 )
 
 FILES = (
+    "drift.json",
     "golden.json",
+    "likelihood.onnx",
     "manifest.json",
     "mask.onnx",
     "policy.onnx",
@@ -231,7 +233,13 @@ def test_file_that_is_no_graph_is_refused(bundle_path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor"), [("policy.onnx", "action_net.bias"), ("uncertainty.onnx", "weights.2"), ("mask.onnx", None)]
+    ("name", "tensor"),
+    [
+        ("policy.onnx", "action_net.bias"),
+        ("uncertainty.onnx", "weights.2"),
+        ("likelihood.onnx", "variance_scale"),
+        ("mask.onnx", None),
+    ],
 )
 def test_graph_that_decides_otherwise_fails_the_golden_inputs(bundle_path, tmp_path, name, tensor):
     model = onnx.load(bundle_path / name)
@@ -245,6 +253,48 @@ def test_graph_that_decides_otherwise_fails_the_golden_inputs(bundle_path, tmp_p
         weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
     with pytest.raises(GoldenMismatchError, match=name):
         open_bundle(repack(bundle_path, tmp_path / "a", {name: model.SerializeToString()}))
+
+
+def test_bundle_says_what_training_saw_and_how_likely_a_bar_is(bundle):
+    assert bundle.drift.names == bundle.manifest.feature_names
+    assert bundle.drift.window == 12
+    rows = np.array([[0.001, 0.002, 0.2, 0.1]] * 3, dtype=np.float32)
+    following = rows.copy()
+    following[1, 0] = np.nan
+    following[2] += 1.0
+    usual, unknown, unlikely = bundle.run_likelihood(rows, following)
+    assert usual < 0.0
+    assert np.isnan(unknown)
+    assert unlikely > 100.0
+    assert np.isnan(bundle.run_likelihood(following[1:2], rows[:1])).all()
+
+
+def test_bundle_without_drift_opens_and_has_no_likelihood(bundle_path, tmp_path):
+    bundle = open_bundle(without_drift(bundle_path, tmp_path / "a"))
+    assert (bundle.drift, bundle.golden.nll, bundle.manifest.drift) == (None, None, False)
+    with pytest.raises(BundleMismatchError, match=r"expected a bundle with likelihood\.onnx"):
+        bundle.run_likelihood(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32))
+
+
+def test_drift_of_other_columns_is_refused(bundle_path, tmp_path):
+    raw = json.loads((bundle_path / "drift.json").read_text())
+    raw["names"][:2] = raw["names"][1::-1]
+    with pytest.raises(BundleMismatchError, match=r"drift\.json: names: expected \['gap_return', 'intraday_return'"):
+        open_bundle(repack(bundle_path, tmp_path / "a", {"drift.json": json.dumps(raw).encode()}))
+    raw["window"] = 0
+    with pytest.raises(BundleFormatError, match=r"drift\.json: window"):
+        open_bundle(repack(bundle_path, tmp_path / "b", {"drift.json": json.dumps(raw).encode()}))
+
+
+def test_graph_in_place_of_the_likelihood_is_refused(bundle_path, tmp_path):
+    data = (bundle_path / "uncertainty.onnx").read_bytes()
+    with pytest.raises(BundleMismatchError, match=r"likelihood\.onnx: expected inputs and outputs"):
+        open_bundle(repack(bundle_path, tmp_path / "a", {"likelihood.onnx": data}))
+    model = onnx.load(bundle_path / "likelihood.onnx")
+    (role,) = [entry for entry in model.metadata_props if entry.key == "detent.role"]
+    role.value = "uncertainty.onnx"
+    with pytest.raises(BundleMismatchError, match=r"likelihood\.onnx: detent\.role"):
+        open_bundle(repack(bundle_path, tmp_path / "b", {"likelihood.onnx": model.SerializeToString()}))
 
 
 def test_every_refusal_is_a_bundle_error():

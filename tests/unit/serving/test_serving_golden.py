@@ -1,10 +1,11 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 from serving import BundleFormatError, Golden, PlannerOutputs, PolicyOutputs
-from serving.golden import GoldenPlan, difference, plan_difference, spared
+from serving.golden import GoldenPlan, difference, following_rows, number_apart, plan_difference, spared
 
 
 def outputs(**changes):
@@ -201,3 +202,43 @@ def test_golden_plans_survive_json_and_name_actions_that_exist():
         np.testing.assert_array_equal(getattr(again, name), array)
     with pytest.raises(BundleFormatError, match="golden: plan_action: expected 0 to 2, was 3"):
         Golden.from_dict({**raw, "plan_action": [3, 0]}, 2, 3, planner=True)
+
+
+def test_golden_likelihoods_survive_json_and_are_there_where_they_are_expected():
+    state, nll = np.zeros((2, 2), np.float32), np.array([-1.25, np.nan], np.float32)
+    golden = Golden(state, np.ones((2, 3), bool), outputs(), np.zeros(2, np.float32), nll=nll)
+    raw = json.loads(json.dumps(golden.to_dict(), allow_nan=False))
+    np.testing.assert_array_equal(Golden.from_dict(raw, 2, 3, drift=True).nll, nll)
+    with pytest.raises(BundleFormatError, match="golden: expected"):
+        Golden.from_dict(raw, 2, 3)
+    with pytest.raises(BundleFormatError, match="golden: nll: expected float32"):
+        Golden.from_dict({**raw, "nll": [0.0]}, 2, 3, drift=True)
+    del raw["nll"]
+    assert Golden.from_dict(raw, 2, 3).nll is None
+    with pytest.raises(BundleFormatError, match=r"golden: expected .*'nll'"):
+        Golden.from_dict(raw, 2, 3, drift=True)
+
+
+def test_each_row_is_followed_by_the_next_and_the_last_by_the_first():
+    state = np.arange(12, dtype=np.float32).reshape(3, 4)
+    features, following = following_rows(state, 2)
+    assert features.tolist() == [[0, 1], [4, 5], [8, 9]]
+    assert following.tolist() == [[4, 5], [8, 9], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("actual", "words"),
+    [
+        ([1.0, -100.0, np.nan, np.inf], None),
+        ([1.0 + 1.9e-4, -100.0, np.nan, np.inf], None),
+        ([1.0, -100.01, np.nan, np.inf], None),
+        ([1.001, -100.0, np.nan, np.inf], "row 0: expected 1.0, was 1.00"),
+        ([1.0, -100.1, 0.0, np.inf], r"row 1: expected -100.0, was -100.0999\d* \(2 of 4 rows differ\)"),
+        ([1.0, -100.0, np.nan, -np.inf], "row 3: expected inf, was -inf"),
+        ([1.0, np.nan, np.nan, np.inf], "row 1: expected -100.0, was nan"),
+    ],
+)
+def test_a_number_that_is_apart_is_named(actual, words):
+    expected = np.array([1.0, -100.0, np.nan, np.inf], dtype=np.float32)
+    found = number_apart(expected, np.array(actual, dtype=np.float32), tolerance=1e-4)
+    assert found is None if words is None else re.search(words, found)

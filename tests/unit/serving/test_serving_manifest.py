@@ -4,7 +4,7 @@ import pytest
 
 from data import canonical_json, sha256_bytes
 from serving import BundleFormatError, BundleIntegrityError, Manifest
-from serving.manifest import BUNDLE_FILES, PLANNER_FILE, layout_hash
+from serving.manifest import BUNDLE_FILES, DRIFT_FILES, PLANNER_FILE, layout_hash
 
 FIELD = {"name": "gap", "group": "market", "unit": "log", "low": None, "high": 0.1, "description": "x"}
 
@@ -17,6 +17,7 @@ def entries(**changes):
         "rule_set_hash": "a" * 64,
         "limits": {"max_exposure": {"limit": 1.25}},
         "planner": None,
+        "drift": False,
         "provenance": {
             "data_hash": "d",
             "config_hash": "c",
@@ -62,9 +63,9 @@ def test_layout_hash_depends_on_order_and_factors():
 
 def test_unknown_format_version_is_refused_before_its_entries_are_read():
     raw = json.loads(Manifest.create(**entries()).to_bytes())
-    raw["format_version"] = 3
+    raw["format_version"] = 4
     raw["entry_of_the_future"] = True
-    with pytest.raises(BundleFormatError, match="format_version: expected 2, was 3"):
+    with pytest.raises(BundleFormatError, match="format_version: expected 3, was 4"):
         Manifest.from_bytes(rehashed(raw))
 
 
@@ -81,6 +82,7 @@ def test_unknown_format_version_is_refused_before_its_entries_are_read():
         ({"files": {"policy.onnx": {"sha256": "b" * 64, "size": 3}}}, "files: expected"),
         ({"files": {**entries()["files"], "../evil": {"sha256": "b" * 64, "size": 3}}}, "files: expected"),
         ({"files": {**entries()["files"], "golden.json": {"sha256": "b" * 64, "size": -1}}}, "golden.json.size"),
+        ({"drift": 1}, "drift"),
         ({"colour": "red"}, "colour"),
         ({"actions": {"factors": [], "names": ["hold", "x"]}}, "actions.factors"),
     ],
@@ -121,3 +123,14 @@ def test_a_planner_is_described_where_its_file_is_and_only_there():
     assert Manifest.from_bytes(manifest.to_bytes()).planner.horizon == 3
     with pytest.raises(BundleFormatError, match=r"planner\.horizon"):
         Manifest.create(**entries(files=files, planner={"horizon": 0, "noise_tables": 2}))
+
+
+@pytest.mark.parametrize("held", [(), *[(name,) for name in DRIFT_FILES], DRIFT_FILES])
+@pytest.mark.parametrize("drift", [False, True])
+def test_what_drift_is_watched_with_is_there_as_a_whole_or_not_at_all(drift, held):
+    files = {name: {"sha256": "b" * 64, "size": 3} for name in (*BUNDLE_FILES, *held)}
+    if held == (DRIFT_FILES if drift else ()):
+        assert Manifest.from_bytes(Manifest.create(**entries(files=files, drift=drift)).to_bytes()).drift is drift
+        return
+    with pytest.raises(BundleFormatError, match="files: expected"):
+        Manifest.create(**entries(files=files, drift=drift))

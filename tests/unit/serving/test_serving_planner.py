@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_parts import make_dynamics, make_market_model, make_policy, make_scaler, write
+from bundle_parts import make_dynamics, make_planner, make_scaler, write_planned
 from repack import repack
 
 from benchmarks import measure_latency
 from configs.schema import PlannerConfig
 from export import BundleInfo
 from export.states import probe_masks, probe_states
-from mbpo import TorchPolicy
 from mbpo.planning import PlannerPolicy
 from serving import (
     Bundle,
@@ -32,23 +31,12 @@ from serving import (
 @pytest.fixture(scope="module")
 def planner() -> PlannerPolicy:
     # Without a holding time the masks of imagined bars leave a choice.
-    dynamics = make_dynamics(min_holding_bars=0)
-    value = TorchPolicy("value", make_policy(dynamics), make_scaler())
-    config = PlannerConfig(horizon=2, scenarios=4)
-    return PlannerPolicy(dynamics, make_market_model(), config, seed=0, gamma=0.97, value=value)
+    return make_planner(PlannerConfig(horizon=2, scenarios=4), min_holding_bars=0)
 
 
 @pytest.fixture(scope="module")
 def written(planner: PlannerPolicy, tmp_path_factory: pytest.TempPathFactory) -> BundleInfo:
-    assert planner.value is not None
-    return write(
-        tmp_path_factory.mktemp("planner") / "bundle",
-        dynamics=planner.dynamics,
-        policy=planner.value.network,
-        market_model=planner.model,
-        planner=planner,
-        noise_tables=2,
-    )
+    return write_planned(tmp_path_factory.mktemp("planner") / "bundle", planner)
 
 
 @pytest.fixture(scope="module")

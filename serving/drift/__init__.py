@@ -1,0 +1,1 @@
+"""Whether live bars still look as those of training did."""
