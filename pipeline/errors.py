@@ -17,7 +17,7 @@ from enum import IntEnum
 from configs.errors import ConfigError
 from data.errors import DataError
 from masking import RuleError
-from serving.errors import BundleError
+from serving.errors import BundleError, LedgerError
 
 
 class ExitCode(IntEnum):
@@ -51,6 +51,7 @@ _BY_TYPE: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (DataError, ExitCode.BAD_DATA),
     # A bundle that does not verify is bad input, wherever it comes from.
     (BundleError, ExitCode.BAD_DATA),
+    (LedgerError, ExitCode.UNAVAILABLE),
     (LockedError, ExitCode.LOCKED),
     (TrackingUnavailable, ExitCode.UNAVAILABLE),
     # A work directory that cannot be written is a setting to correct, not a service to wait for.
@@ -67,6 +68,9 @@ _BY_ERRNO = {
     errno.ENOSPC: ExitCode.UNAVAILABLE,
     errno.EDQUOT: ExitCode.UNAVAILABLE,
     errno.EFBIG: ExitCode.UNAVAILABLE,
+    # Whoever has the address may go away; an address that is not this machine's stays so.
+    errno.EADDRINUSE: ExitCode.UNAVAILABLE,
+    errno.EADDRNOTAVAIL: ExitCode.BAD_CONFIG,
 }
 
 

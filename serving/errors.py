@@ -9,7 +9,10 @@
         │   ├── BundleFormatError        a file is intact but not what this version reads
         │   ├── BundleMismatchError      files are readable but do not belong together
         │   └── GoldenMismatchError      this machine does not reproduce the golden decisions
-        └── DecisionInputError           a state or mask has the wrong type, dtype or shape
+        ├── DecisionInputError           a state or mask has the wrong type, dtype or shape
+        ├── LedgerError                  a ledger cannot be opened, read or written
+        ├── StreamError                  a decision stream is not a copy of its ledger
+        └── ControlError                 a command lacks a person or a reason, or cannot be obeyed now
 """
 
 from __future__ import annotations
@@ -41,3 +44,15 @@ class GoldenMismatchError(BundleError):
 
 class DecisionInputError(ServingError):
     """A state or mask has the wrong type, dtype or shape."""
+
+
+class LedgerError(ServingError):
+    """A ledger cannot be opened, read or written."""
+
+
+class StreamError(ServingError):
+    """A decision stream is not a copy of its ledger."""
+
+
+class ControlError(ServingError):
+    """A command lacks a person or a reason, or cannot be obeyed now."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from services import postgres_server, postgres_service, redis_server, redis_service  # noqa: F401
 
 # BLAS and OpenMP read these once, when numpy or torch is first imported: no earlier than the first test module.
 # One thread: sums keep their order, and parallel test processes do not fight over cores.
