@@ -14,10 +14,12 @@ from rich.table import Table
 from configs import DetentConfig, json_schema, list_profiles, load_config, resolved_yaml
 from data.files import atomic_write_bytes, atomic_write_text
 from pipeline.caches import keep_caches_in
+from pipeline.cli_audit import audit_app
 from pipeline.cli_bench import bench_app
 from pipeline.cli_evaluate import evaluate
 from pipeline.cli_output import BundleOption, RuleModules, emit, import_rules, reported, stdout
 from pipeline.cli_rules import rules_app
+from pipeline.cli_serve import serve
 from pipeline.lock import create_workdir
 
 EPILOG = (
@@ -39,7 +41,9 @@ config_app = typer.Typer(help="Show and check configurations.", no_args_is_help=
 app.add_typer(config_app, name="config")
 app.add_typer(bench_app, name="bench")
 app.add_typer(rules_app, name="rules")
+app.add_typer(audit_app, name="audit")
 app.command()(evaluate)
+app.command()(serve)
 
 Profile = Annotated[
     str, typer.Option("--profile", "-p", help="Shipped profile (default, smoke) or path of a YAML file.")

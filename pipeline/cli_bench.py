@@ -17,6 +17,7 @@ from pipeline.cli_bench_learning import (
     bench_world_model,
 )
 from pipeline.cli_bench_planner import bench_planner, bench_planner_quality
+from pipeline.cli_bench_serve import bench_serve
 from pipeline.cli_bench_tables import JsonFile, Smoke, finish, goal_of, show
 from pipeline.cli_output import (
     BundleOption,
@@ -209,3 +210,4 @@ bench_app.command("sample-efficiency")(bench_sample_efficiency)
 bench_app.command("ablation")(bench_ablation)
 bench_app.command("planner")(bench_planner)
 bench_app.command("planner-quality")(bench_planner_quality)
+bench_app.command("serve")(bench_serve)

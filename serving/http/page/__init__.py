@@ -1,0 +1,1 @@
+"""The operator page: plain files, served as they are."""
