@@ -127,7 +127,7 @@ def trading_calls(sizes: PlannerSizes) -> dict[str, Call]:
         PREDICT: _predict_call(policy, ready["obs"], ready["action_masks"]),
     }
     inputs["seed"] = np.zeros(ROWS, dtype=np.int64)
-    model, value = _market(config), TorchPolicy("value", policy, scaler)
+    model, value = untrained_market(config), TorchPolicy("value", policy, scaler)
     wanted = {
         SCENARIOS: (sizes.scenarios, flat),
         SCENARIOS_MIXED: (sizes.scenarios, state),
@@ -237,7 +237,8 @@ def _predict_call(policy: MaskableActorCriticPolicy, obs: npt.NDArray[Any], mask
     return call
 
 
-def _market(config: DetentConfig) -> MarketModel:
+def untrained_market(config: DetentConfig) -> MarketModel:
+    """A market model of the config's sizes with random weights: as fast as a trained one."""
     settings, ones = config.world_model, torch.ones(len(FEATURE_FIELDS))
     network = EnsembleMLP(
         settings.num_members,
