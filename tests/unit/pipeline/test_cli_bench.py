@@ -26,6 +26,7 @@ BENCHMARKS = (
     ("ablation",),
     ("planner",),
     ("planner-quality",),
+    ("serve",),
 )
 
 
