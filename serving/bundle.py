@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from serving.golden import (
     plan_difference,
     spared,
 )
+from serving.graphs import load_graph, signatures
 from serving.manifest import (
     GOLDEN_FILE,
     LIKELIHOOD_FILE,
@@ -46,7 +46,6 @@ from serving.manifest import (
     SCALER_FILE,
     UNCERTAINTY_FILE,
     Manifest,
-    graph_metadata,
 )
 
 MAX_MANIFEST_BYTES = 1 << 20
@@ -154,7 +153,7 @@ def open_bundle(path: str | os.PathLike[str], expected_hash: str | None = None) 
         drift=manifest.drift,
     )
     drift = _load_drift(manifest, contents[DRIFT_FILE]) if manifest.drift else None
-    sessions = {role: _load_graph(role, contents[role], manifest, scaler) for role in _signatures(manifest)}
+    sessions = {role: load_graph(role, contents[role], manifest, scaler) for role in signatures(manifest)}
     bundle = Bundle(
         directory,
         manifest,
@@ -267,97 +266,6 @@ def _load_drift(manifest: Manifest, data: bytes) -> DriftReference:
             f"{DRIFT_FILE}: names: expected {list(manifest.feature_names)}, was {list(drift.names)}"
         )
     return drift
-
-
-# Graph inputs and outputs as (name, type, shape), "B" standing for any batch.
-Port = tuple[str, str, tuple[Any, ...]]
-
-
-def _signatures(manifest: Manifest) -> Mapping[str, tuple[tuple[Port, ...], tuple[Port, ...]]]:
-    columns, actions = len(manifest.state_names), len(manifest.actions.names)
-    width = ("B", len(manifest.feature_fields))
-    state: Port = ("state", "tensor(float)", ("B", columns))
-    masks: Port = ("action_masks", "tensor(bool)", ("B", actions))
-    callers: Port = ("caller_masks", "tensor(bool)", ("B", actions))
-    graphs: dict[str, tuple[tuple[Port, ...], tuple[Port, ...]]] = {
-        POLICY_FILE: (
-            (state, callers),
-            (
-                ("action", "tensor(int64)", ("B",)),
-                ("probabilities", "tensor(float)", ("B", actions)),
-                masks,
-                ("value", "tensor(float)", ("B",)),
-                ("fallback", "tensor(bool)", ("B",)),
-            ),
-        ),
-        MASK_FILE: ((state,), (masks,)),
-        UNCERTAINTY_FILE: (
-            (("features", "tensor(float)", width),),
-            (("model_uncertainty", "tensor(float)", ("B",)),),
-        ),
-    }
-    if manifest.drift:
-        graphs[LIKELIHOOD_FILE] = (
-            (("features", "tensor(float)", width), ("next_features", "tensor(float)", width)),
-            (("nll", "tensor(float)", ("B",)),),
-        )
-    if manifest.planner is not None:
-        graphs[PLANNER_FILE] = (
-            (state, callers, ("seed", "tensor(int64)", ("B",))),
-            (
-                ("action", "tensor(int64)", ("B",)),
-                ("value", "tensor(float)", ("B",)),
-                ("action_values", "tensor(float)", ("B", actions)),
-                ("sequence", "tensor(int64)", ("B", manifest.planner.horizon)),
-                masks,
-                ("fallback", "tensor(bool)", ("B",)),
-            ),
-        )
-    return graphs
-
-
-def _load_graph(role: str, data: bytes, manifest: Manifest, scaler: Scaler) -> Any:
-    # onnxruntime would queue usage events in the home directory; it reads this when it is first imported.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # One thread: two collapse under contention, and sums keep their order.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    # onnxruntime's exceptions share no base but Exception.
-    except Exception as error:
-        raise BundleFormatError(f"{role}: onnxruntime cannot load it: {error}") from error
-    expected = _signatures(manifest)[role]
-    actual = tuple(tuple(map(_port, ports)) for ports in (session.get_inputs(), session.get_outputs()))
-    if actual != expected:
-        raise BundleMismatchError(f"{role}: expected inputs and outputs {expected}, was {actual}")
-    planner = manifest.planner if role == PLANNER_FILE else None
-    wanted = graph_metadata(
-        role,
-        layout=manifest.layout_hash,
-        rule_set_hash=manifest.rule_set_hash,
-        scaler=np.stack([scaler.centre, scaler.scale]),
-        noise_tables=None if planner is None else planner.noise_tables,
-    )
-    found = dict(session.get_modelmeta().custom_metadata_map)
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise BundleMismatchError(f"{role}: {key}: expected {value}, was {found.get(key)}")
-    return session
-
-
-# A batch frozen at export shows up as a number here and is refused.
-def _port(port: Any) -> Port:
-    shape = list(port.shape)
-    if shape and not isinstance(shape[0], int):
-        shape[0] = "B"
-    return (port.name, port.type, tuple(shape))
 
 
 def _check_golden(bundle: Bundle) -> None:
