@@ -15,8 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -110,6 +110,17 @@ class Server:
         assert self.process.poll() is None, f"the service ended by itself:\n{self.output()}"
         self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Started, ready, and gone afterwards."""
+    server.start()
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.close()
 
 
 def detent_serve(bundle: Path, ledger: str, folder: Path, *more: str) -> Server:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import pytest
 from http_processes import bundle_path, environment
 from serve_load import Load, loading
 from serve_outcome import Outcome
-from serve_processes import CLOCK, SLOW_PLANNER, SLOW_POLICY, Server, detent_serve, faulty_server
+from serve_processes import CLOCK, SLOW_PLANNER, SLOW_POLICY, Server, detent_serve, faulty_server, running
 from services import RealPostgres
 
 from serving.ledger.sqlite import SqliteLedger
@@ -46,16 +46,6 @@ bundle_parts.write(pathlib.Path(sys.argv[1]))
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle_path(tmp_path_factory)
-
-
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    server.start()
-    try:
-        server.wait_until_ready()
-        yield server
-    finally:
-        server.close()
 
 
 def progress(server: Server, load: Load, events: int) -> None:

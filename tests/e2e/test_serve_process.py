@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from http_processes import environment
-from serve_processes import Server, detent_serve
+from serve_processes import Server, detent_serve, running
 
 from serving.ledger.sqlite import SqliteLedger
 from serving.records import ControlRecord, DecisionRecord, Mode
@@ -36,16 +35,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     parts = str(Path(__file__).parents[1] / "unit")
     subprocess.run([sys.executable, "-c", WRITE, str(folder)], check=True, env=environment(parts))
     return folder / "1", folder / "9"
-
-
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    server.start()
-    try:
-        server.wait_until_ready()
-        yield server
-    finally:
-        server.close()
 
 
 def point(link: Path, target: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from http_worlds import Client, decide_body, error_of, make_engine, running, with_planner
+from http_worlds import Client, decide_body, error_of, with_planner
 
 from masking import TradingState
 from serving import Bundle
@@ -24,19 +22,6 @@ COMMAND = {"person": "Ada", "reason": "a test"}
 @pytest.fixture
 def planned(bundle: Bundle) -> Bundle:
     return with_planner(bundle)
-
-
-@pytest.fixture
-def engine(bundle: Bundle, tmp_path: Path) -> Iterator[DecisionEngine]:
-    engine = make_engine(bundle, tmp_path)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def client(engine: DecisionEngine) -> Iterator[Client]:
-    with running(engine) as client:
-        yield client
 
 
 def test_a_decision_is_its_record_as_in_the_ledger(engine: DecisionEngine, client: Client) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from http_worlds import Client, error_of, make_engine, running, with_planner
+from http_worlds import Client, error_of, running, with_planner
 
 from serving import Bundle, OnnxPlanner, OnnxPolicy
 from serving.engine import DecisionEngine
@@ -21,19 +19,6 @@ STATES = np.array([[0, 0, 0.2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0.01, 0, 0.3, 
 @pytest.fixture
 def planned(bundle: Bundle) -> Bundle:
     return with_planner(bundle)
-
-
-@pytest.fixture
-def engine(bundle: Bundle, tmp_path: Path) -> Iterator[DecisionEngine]:
-    engine = make_engine(bundle, tmp_path)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def client(engine: DecisionEngine) -> Iterator[Client]:
-    with running(engine) as client:
-        yield client
 
 
 def tensor(array: np.ndarray) -> dict[str, Any]:

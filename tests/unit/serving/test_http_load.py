@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from http_worlds import Answer, Client, decide_body, error_of, make_engine, running
+from http_worlds import Answer, Client, decide_body, error_of, running
 
 from masking import TradingState
-from serving import Bundle
 from serving.engine import DecisionEngine
 from serving.http.server import HttpLimits
 from serving.records import DecisionRecord
 
 COMMAND = {"person": "Ada", "reason": "a test"}
 INFERENCE = {"inputs": [{"name": "state", "shape": [1, 14], "datatype": "FP32", "data": [0] * 14}]}
-
-
-@pytest.fixture
-def engine(bundle: Bundle, tmp_path: Path) -> Iterator[DecisionEngine]:
-    engine = make_engine(bundle, tmp_path)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def client(engine: DecisionEngine) -> Iterator[Client]:
-    with running(engine) as client:
-        yield client
 
 
 class Gatekeeper:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import msgspec
 import pytest
-from http_worlds import make_engine, with_planner
+from http_worlds import with_planner
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from serving_parts import START, request
@@ -19,13 +16,6 @@ from serving.errors import LedgerError
 from serving.http.metrics import LATENCY_BUCKETS, ServiceMetrics
 from serving.records import DecisionRecord, Mode, Reason
 from serving.stream.settings import StreamStatus
-
-
-@pytest.fixture
-def engine(bundle: Bundle, tmp_path: Path) -> Iterator[DecisionEngine]:
-    engine = make_engine(bundle, tmp_path)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from services import RealRedis
 from serving_parts import START, Hands, request
-from stream_parts import clear, wait_for
+from stream_parts import wait_for
 
 from masking import TradingState
 from serving import open_bundle
@@ -29,12 +28,8 @@ FRESH = {"trading_state": "ACTIVE", "max_position": "1.5", "updated_at": str(STA
 
 
 @pytest.fixture
-def client(redis_server: RealRedis) -> Iterator[Any]:
-    with Redis.from_url(redis_server.url) as client:
-        clear(client)
-        yield client
-        if redis_server.running:
-            clear(client)
+def client(redis_client: Any) -> Any:
+    return redis_client
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from redis import Redis
 from redis.cluster import RedisCluster
 from services import RealRedis, find_redis, free_port
 from serving_parts import request
-from stream_parts import Running, TinyEngine, clear, pending, published, record, send, settings_of, wait_for, work
+from stream_parts import Running, TinyEngine, pending, published, record, send, settings_of, wait_for, work
 
 from serving.engine import DecisionEngine
 from serving.errors import LedgerError
@@ -31,12 +31,8 @@ from serving.stream.worker import StreamError, StreamSettings, StreamWorker, ask
 
 
 @pytest.fixture
-def client(redis_server: RealRedis) -> Iterator[Any]:
-    with Redis.from_url(redis_server.url) as client:
-        clear(client)
-        yield client
-        if redis_server.running:
-            clear(client)
+def client(redis_client: Any) -> Any:
+    return redis_client
 
 
 @pytest.fixture
