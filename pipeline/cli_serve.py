@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -54,6 +54,7 @@ def serve(
         bool,
         typer.Option("--redis", help=f"Decide on a Redis stream too; its address is {REDIS_URL} in the environment."),
     ] = False,
+    redis_cluster: Annotated[bool, typer.Option("--redis-cluster", help="That Redis is a cluster.")] = False,
     limits_max_age: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Obey limits in Redis, which may be this old; older ones stop trading."),
@@ -68,7 +69,10 @@ def serve(
         float, typer.Option(help="Longest time between two bars, weekends and holidays included.")
     ] = 4 * 86_400.0,
     watch_seconds: Annotated[float, typer.Option(help="How often to look for another bundle; 0 never looks.")] = 60.0,
-    fsync: Annotated[bool, typer.Option(help="Force every decision to the disk before it is answered.")] = True,
+    fsync: Annotated[
+        bool,
+        typer.Option(help="Force every decision to the disk before it is answered, in a ledger that is a file."),
+    ] = True,
     reduce_only_on_drift: Annotated[
         bool, typer.Option(help="Move trading to REDUCE_ONLY when the drift monitor alarms.")
     ] = False,
@@ -80,11 +84,12 @@ def serve(
         ),
     ] = None,
     canary_drawdown: Annotated[
-        float, typer.Option(metavar="SHARE", help="Drawdown of the canary's equity that pulls its kill switch.")
-    ] = 0.02,
+        float | None,
+        typer.Option(metavar="SHARE", help="Drawdown of the canary's equity that pulls its kill switch; 0.02."),
+    ] = None,
     canary_failures: Annotated[
-        int, typer.Option(help="Failed decisions that pull it.", **whole_number(at_least=1))
-    ] = 5,
+        int | None, typer.Option(help="Failed decisions that pull it; 5.", **whole_number(at_least=1))
+    ] = None,
     rule_modules: RuleModules = None,
 ) -> None:
     """Serve decisions until SIGTERM; reloads the bundle when its alias or link moves on.
@@ -130,16 +135,17 @@ def serve(
         workdir.mkdir(parents=True, exist_ok=True)
         where = ledger or os.environ.get(LEDGER) or str(workdir / f"ledger-{account}.db")
         with ExitStack() as open_parts:
-            limits = open_parts.enter_context(_limits(limits_max_age, account))
+            limits = open_parts.enter_context(_limits(limits_max_age, account, cluster=redis_cluster))
             book = open_ledger(where, account, fsync="always" if fsync else "never", wait=True)
+            open_parts.callback(book.close)
             engine = open_parts.enter_context(closing(DecisionEngine(opened, book, settings, limits=limits)))
             metrics = ServiceMetrics(engine)
             server = HttpServer(engine, host, port, tokens=tokens, metrics=metrics)
             watcher = BundleWatcher(engine, champion, rival, interval=watch_seconds)
-            if rival is not None:
-                watcher.look()
+            # A standby may have waited long for its ledger.
+            watcher.look()
             open_parts.enter_context(_drift(engine, metrics, reduce_only=reduce_only_on_drift, longest_gap=bar_seconds))
-            open_parts.enter_context(_stream(redis_url, engine, metrics, account))
+            open_parts.enter_context(_stream(redis_url, engine, metrics, account, cluster=redis_cluster))
             open_parts.callback(watcher.stop)
             if watch_seconds > 0.0:
                 watcher.start()
@@ -157,12 +163,16 @@ def _checked(make: Callable[[], T]) -> T:
         raise ConfigError(str(error)) from error
 
 
-def _canary(fraction: float | None, drawdown: float, failures: int) -> Canary | None:
+def _canary(fraction: float | None, drawdown: float | None, failures: int | None) -> Canary | None:
     from serving.canary import Canary
 
-    if fraction is None:
-        return None
-    return Canary(capital_fraction=fraction, max_drawdown=drawdown, max_failures=failures)
+    given: dict[str, Any] = {"max_drawdown": drawdown, "max_failures": failures}
+    given = {name: value for name, value in given.items() if value is not None}
+    if fraction is not None:
+        return Canary(capital_fraction=fraction, **given)
+    if given:
+        raise ConfigError("--canary-drawdown, --canary-failures: expected --canary-fraction beside them, was none")
+    return None
 
 
 def _source(where: str, workdir: Path, tracking_uri: str | None) -> BundleSource:
@@ -175,14 +185,14 @@ def _source(where: str, workdir: Path, tracking_uri: str | None) -> BundleSource
 
 
 @contextmanager
-def _limits(max_age: float | None, account: str) -> Iterator[LimitsSource | None]:
+def _limits(max_age: float | None, account: str, *, cluster: bool) -> Iterator[LimitsSource | None]:
     if max_age is None:
         yield None
         return
     from serving.stream.limits import RedisLimits
 
     url = _redis_url("--limits-max-age")
-    with _checked(lambda: RedisLimits(url, f"detent:{{{account}}}:limits", max_age)) as limits:
+    with _checked(lambda: RedisLimits(url, f"detent:{{{account}}}:limits", max_age, cluster=cluster)) as limits:
         yield limits
 
 
@@ -201,14 +211,16 @@ def _drift(engine: DecisionEngine, metrics: ServiceMetrics, *, reduce_only: bool
 
 
 @contextmanager
-def _stream(url: str | None, engine: DecisionEngine, metrics: ServiceMetrics, account: str) -> Iterator[None]:
+def _stream(
+    url: str | None, engine: DecisionEngine, metrics: ServiceMetrics, account: str, *, cluster: bool
+) -> Iterator[None]:
     if url is None:
         yield
         return
     from serving.stream.settings import StreamSettings
     from serving.stream.worker import StreamWorker
 
-    settings = _checked(lambda: StreamSettings.for_account(account))
+    settings = _checked(lambda: StreamSettings.for_account(account, cluster=cluster))
     worker, stop = StreamWorker(engine, url, settings), threading.Event()
     metrics.watch_stream(worker.status)
     thread = threading.Thread(target=worker.run, args=(stop,), name="stream")
@@ -224,4 +236,10 @@ def _redis_url(option: str) -> str:
     url = os.environ.get(REDIS_URL)
     if not url:
         raise ConfigError(f"{option}: expected {REDIS_URL} in the environment, was none")
+    from redis.connection import parse_url
+
+    try:
+        parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise ConfigError(f"{REDIS_URL}: {error}") from error
     return url

@@ -98,6 +98,7 @@ class Redecision(NamedTuple):
 
     proposed: int
     executed: int
+    target_position: float | None
     action_masks: tuple[bool, ...]
     value: float | None
     probabilities: tuple[float, ...]
@@ -118,16 +119,24 @@ def redecide(bundle: Bundle, record: DecisionRecord) -> Redecision:
     deciders = Deciders(bundle, planner=True, seed=record.seed)
     verdict = deciders.judge(row, callers, record.trading_state)
     if not record.probabilities:
-        return Redecision(HOLD, HOLD, verdict.action_masks, None, ())
+        return Redecision(HOLD, HOLD, target_position(bundle, HOLD, record.flatten), verdict.action_masks, None, ())
     decide = deciders.by_planner if record.source is Source.PLANNER else deciders.by_policy
     action, value, probabilities, _ = decide(row, callers)
-    kept = record.reason is Reason.OK and verdict.allows(action)
-    return Redecision(action, action if kept else HOLD, verdict.action_masks, value, probabilities)
+    executed = action if record.reason is Reason.OK and verdict.allows(action) else HOLD
+    target = target_position(bundle, executed, record.flatten)
+    return Redecision(action, executed, target, verdict.action_masks, value, probabilities)
 
 
 def rule_columns(bundle: Bundle, row: Row) -> dict[str, npt.NDArray[np.float32]]:
     """The columns that the rules read, each [1]."""
     return {name: row[:, index] for name, index in bundle.rule_columns.items()}
+
+
+def target_position(bundle: Bundle, executed: int, flatten: bool) -> float | None:
+    """Position to trade to, multiples of equity; None leaves it as it is."""
+    if flatten:
+        return 0.0
+    return None if executed == HOLD else bundle.rule_set.actions.factors[executed - 1]
 
 
 def only_hold(num_actions: int) -> tuple[bool, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from masking import HOLD, TradingState
 from masking.rules import TOLERANCE
-from serving.deciders import Deciders, Masks, Proposal, Row, Verdict, only_hold
+from serving.deciders import Deciders, Masks, Proposal, Row, Verdict, only_hold, target_position
 from serving.inference import InferenceThread, LateError
 from serving.limits import LimitsSource
 from serving.manifest import AGE_COLUMN, UNCERTAINTY_COLUMN
@@ -32,6 +32,9 @@ from serving.risk import RiskManager, is_finite, kill
 from serving.settings import Clock, EngineSettings
 
 log = logging.getLogger(__name__)
+
+UNSEEN = frozenset({Reason.FUTURE_DATA, Reason.MISSING_FEATURE, Reason.UNKNOWN_FEATURE, Reason.HASH_MISMATCH})
+"""Reasons that end a decision before the account was looked at, though nothing is wrong with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,8 @@ class Draft:
             executed = chosen.action
         except HoldError as hold:
             reason, detail = hold.reason, hold.detail
+        if reason in UNSEEN:
+            self._look_at_account()
         self._count(reason)
         flatten = self._flattens(reason)
         if flatten:
@@ -186,6 +191,16 @@ class Draft:
                 f"{self.shop.settings.bar_seconds:.0f}",
             )
         return self.row
+
+    # Between two bars the state may only tighten.
+    def _look_at_account(self) -> None:
+        account = self.request.account
+        if is_finite(account.equity) and is_finite(account.position):
+            self.risk = self.shop.manager.observe(
+                self.risk, equity=account.equity, position=account.position, bar_time=self.risk.bar_time
+            )
+            self._judge_trial()
+            self.trading_state = self._newest_state()
 
     # Another system's trading state counts as ours does, its largest position is a mask. Returns why it is stale.
     def _take_limits(self, position: float) -> str:
@@ -314,7 +329,7 @@ class Draft:
 
     def _flattens(self, reason: Reason) -> bool:
         # A position that nobody can vouch for is not traded on.
-        if reason in (Reason.INVALID_REQUEST, Reason.HASH_MISMATCH, Reason.OUT_OF_ORDER):
+        if reason in (Reason.INVALID_REQUEST, Reason.OUT_OF_ORDER):
             return False
         position = self.request.account.position
         return self.trading_state >= TradingState.HALTED.value and is_finite(position) and position != 0.0
@@ -357,7 +372,7 @@ class Draft:
             proposed=HOLD if chosen is None else chosen.action,
             executed=executed,
             flatten=flatten,
-            target_position=0.0 if flatten else None if executed == HOLD else actions.factors[executed - 1],
+            target_position=target_position(deciders.bundle, executed, flatten),
             source=source,
             reason=reason,
             detail=detail,

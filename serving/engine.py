@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -22,7 +23,7 @@ from serving.bundle import Bundle
 from serving.deciders import Deciders, only_hold
 from serving.draft import Draft, Workshop
 from serving.errors import LedgerError
-from serving.inference import InferenceThread
+from serving.inference import InferenceThread, LateError
 from serving.ledger.base import Ledger
 from serving.limits import LimitsSource
 from serving.records import (
@@ -71,8 +72,12 @@ class DecisionEngine:
         self.ledger, self.settings = ledger, settings or EngineSettings()
         self._clock, self._limits = clock or Clock(), limits
         self._policy_thread, self._planner_thread = InferenceThread("policy"), InferenceThread("planner")
-        # Set before the lock is asked for: a decision under way must not pass a kill switch that was pulled.
+        self._shadow_thread = InferenceThread("shadow")
+        # Both are set before the ledger is asked: `_ordered` also before the lock, so that a decision under way does
+        # not pass a kill switch that was pulled. A reset forgets what was pulled, not what was ordered meanwhile.
         self._pulled = 0
+        self._ordered: list[int] = []
+        self._unrecorded: Counter[Reason] = Counter()
         self._astray = False
         self._unwritten: list[tuple[Command, str, str]] = []
         """Commands that hold, and that the ledger was never told of."""
@@ -110,6 +115,17 @@ class DecisionEngine:
         return self._risk
 
     @property
+    def trading_state(self) -> int:
+        """The strictest of the risk manager's, a person's and another system's, now."""
+        limits = 0 if self._limits is None else self._limits.current(self._clock.wall()).trading_state
+        return max(self._risk.trading_state, self._pulled_now(), limits)
+
+    @property
+    def unrecorded(self) -> Mapping[Reason, int]:
+        """Decisions that are in no ledger, by reason."""
+        return self._unrecorded
+
+    @property
     def recent(self) -> Sequence[DecisionRecord]:
         """The newest decisions, newest first, at most 100."""
         return tuple(self._recent)
@@ -121,8 +137,10 @@ class DecisionEngine:
     def close(self) -> None:
         """End the threads and give the ledger back; twice does nothing."""
         with self._lock:
-            self._policy_thread.close()
-            self._planner_thread.close()
+            with suppress(LedgerError):
+                self._find_the_end()
+            for thread in (self._policy_thread, self._planner_thread, self._shadow_thread):
+                thread.close()
             self.ledger.close()
 
     # --- decisions ----------------------------------------------------------------------------------------
@@ -197,14 +215,21 @@ class DecisionEngine:
         return known
 
     def _recorded(self, record: DecisionRecord, risk: RiskState) -> tuple[DecisionRecord, bool]:
+        body = encode(record)
         try:
-            self.ledger.append(encode(record), risk, event_id=record.event_id)
+            entry = self.ledger.append(body, risk, event_id=record.event_id)
         except LedgerError as error:
             self._astray = True
+            self._unrecorded[Reason.LEDGER_FAILED] += 1
             log.error("decision %s is not recorded: %s", record.event_id, error)
+            self._keep_latched(risk)
             unsafe = {"executed": HOLD, "flatten": False, "target_position": None}
             reason = {"reason": Reason.LEDGER_FAILED, "detail": str(error)}
             return msgspec.structs.replace(record, **unsafe, **reason), False
+        if entry.body != body and isinstance(entry.record, DecisionRecord):
+            # Another process decided on it between two looks.
+            self._astray = True
+            return entry.record, False
         self._risk = risk
         self._known[record.event_id] = record
         if len(self._known) > REMEMBERED:
@@ -212,13 +237,23 @@ class DecisionEngine:
         self._recent.appendleft(record)
         return record, True
 
+    # A loss that was seen once is not forgotten because it could not be written down.
+    def _keep_latched(self, risk: RiskState) -> None:
+        if risk.killed and not self._risk.killed:
+            self._pulled, self._risk = TradingState.HALTED.value, kill(self._risk)
+            self._unwritten.append(("kill", SERVICE, f"drawdown {risk.drawdown:.2%} while the ledger failed"))
+
     def _shadow(self, record: DecisionRecord, draft: Draft) -> DecisionRecord | None:
         challenger = self._challenger
         if challenger is None or not record.state:
             return None
         try:
-            shadow = draft.shadow(challenger, record)
+            left = self.settings.timeout_ms / 1e3 - (self._clock.steady() - draft.begin)
+            shadow = self._shadow_thread.call(lambda: draft.shadow(challenger, record), left)
             self.ledger.append(encode(shadow), self._risk)
+        except LateError:
+            log.warning("shadow of decision %s: late", record.event_id)
+            return None
         except Exception as error:
             # A challenger is on trial; it may not disturb what is in force.
             self._astray |= isinstance(error, LedgerError)
@@ -231,6 +266,8 @@ class DecisionEngine:
     # A decision that came to nothing, not recorded.
     def _hold(self, event_id: str, reason: Reason, detail: str, begin: float, body: bytes = b"") -> DecisionRecord:
         bundle, risk = self.bundle, self._risk
+        if reason is not Reason.INVALID_REQUEST:
+            self._unrecorded[reason] += 1
         return DecisionRecord(
             event_id=safe_event_id(event_id),
             mode=Mode.LIVE,
@@ -265,7 +302,8 @@ class DecisionEngine:
     def kill(self, person: str, reason: str) -> ControlRecord:
         """Halt and latch; an open position is closed at the next decision.
 
-        Raises: ControlError without person or reason; LedgerError if it could not be recorded: it holds nevertheless.
+        Raises: ControlError without person or reason; LedgerError if it could not be recorded: it holds nevertheless,
+            and is recorded with the next decision or at the end; a crash before that forgets it.
         """
         return self._tighten("kill", TradingState.HALTED, kill, person, reason)
 
@@ -321,8 +359,10 @@ class DecisionEngine:
         reason: str,
     ) -> ControlRecord:
         check_command(person, reason)
-        self._pulled = max(self._pulled, state.value)
+        self._ordered.append(state.value)
         with self._lock:
+            self._pulled = max(self._pulled, state.value)
+            self._ordered.remove(state.value)
             # Before anything is asked of the ledger: one that fails must not keep a kill switch open.
             self._risk = change(self._risk)
             try:
@@ -370,6 +410,9 @@ class DecisionEngine:
             except Exception:
                 log.exception("observer of records")
 
+    def _pulled_now(self) -> int:
+        return max([self._pulled, *self._ordered])
+
     def _deciders(self, bundle: Bundle) -> Deciders:
         return Deciders(bundle, planner=self.settings.planner, seed=self.settings.seed)
 
@@ -382,5 +425,5 @@ class DecisionEngine:
             self._limits,
             self._policy_thread,
             self._planner_thread,
-            lambda: self._pulled,
+            self._pulled_now,
         )

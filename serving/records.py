@@ -122,6 +122,8 @@ class RiskState(msgspec.Struct, frozen=True, kw_only=True):
     """Running peak of equity, money; 0 before the first decision."""
     equity: float = 0.0
     """Equity of the newest bar, money."""
+    position: float = 0.0
+    """Position at the newest look, multiples of equity."""
     bar_time: float = 0.0
     """Newest bar that was decided on."""
     decided_at: float = 0.0

@@ -50,6 +50,7 @@ class RiskManager:
                 last_risk_event=event,
                 peak=equity if released[0] else peak,
                 equity=equity,
+                position=position,
                 bar_time=bar_time,
             )
         )
@@ -79,6 +80,7 @@ def reset(state: RiskState, now: float) -> RiskState:
     fresh = RiskState(
         equity=state.equity,
         peak=state.equity,
+        position=state.position,
         bar_time=min(state.bar_time, now),
         decided_at=min(state.decided_at, now),
     )

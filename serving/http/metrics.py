@@ -74,7 +74,6 @@ class ServiceMetrics:
             "detent_inferred_overridden_rows", "Rows of it whose action failed the last check", ["model"]
         )
         self._replaced = cache(replaced.labels)
-        self._unrecorded = counter("detent_unrecorded", "Decisions that could not be recorded", ["reason"])
         self._latency = _LatencyCollector()
         self.registry.register(self._latency)
         self._collector = _EngineCollector(engine)
@@ -114,10 +113,6 @@ class ServiceMetrics:
     def answered(self, route: str, status: int) -> None:
         """Count an answer. Args: route: as it is declared, not as it was called."""
         self._requests(route, str(status)).inc()
-
-    def unrecorded(self, record: DecisionRecord) -> None:
-        """Count a decision that is in no ledger."""
-        self._unrecorded.labels(record.reason.value).inc()
 
     def inferred(self, model: str, rows: int, overridden: int) -> None:
         """Count stateless inference."""
@@ -185,7 +180,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine, risk = self._engine, self._engine.risk
-        yield GaugeMetricFamily("detent_trading_state", "0 ACTIVE, 1 REDUCE_ONLY, 2 HALTED", value=risk.trading_state)
+        yield GaugeMetricFamily("detent_trading_state", "0 ACTIVE, 1 REDUCE_ONLY, 2 HALTED", value=engine.trading_state)
         yield GaugeMetricFamily("detent_killed", "1 while the kill switch is latched", value=float(risk.killed))
         yield GaugeMetricFamily("detent_drawdown", "1 - equity / running peak", value=risk.drawdown)
         # Whatever else is known must not be lost with the ledger.
@@ -201,6 +196,10 @@ class _EngineCollector(Collector):
                 manifest = bundle.manifest
                 info.add_metric([part, bundle.hash, manifest.rule_set_hash, manifest.provenance.git_commit], 1.0)
         yield info
+        unrecorded = CounterMetricFamily("detent_unrecorded", "Decisions that could not be recorded", labels=["reason"])
+        for reason, count in dict(engine.unrecorded).items():
+            unrecorded.add_metric([reason.value], count)
+        yield unrecorded
         equal, compared = engine.agreement
         yield GaugeMetricFamily("detent_shadow_compared", "Decisions of the challenger", value=compared)
         if compared:

@@ -21,7 +21,7 @@ from serving.http.metrics import MEDIA_TYPE, ServiceMetrics
 from serving.http.models import Models, UnknownModelError
 from serving.http.state import detent_version, service_state
 from serving.http.work_thread import WorkThread
-from serving.records import ControlRecord, DecisionRequest, Reason, decode_request, encode
+from serving.records import ControlRecord, DecisionRequest, decode_request, encode
 
 T = TypeVar("T")
 
@@ -82,13 +82,15 @@ class Service:
         self._decisions = WorkThread("decisions", limits.max_wait)
         self._inferences = WorkThread("inferences", limits.max_wait)
         self._commands = WorkThread("commands", limits.max_wait)
+        # A kill waits behind no other command: those may wait for a ledger.
+        self._kills = WorkThread("kills", limits.max_wait)
         self._queries = WorkThread("queries", limits.max_wait)
         folder = importlib.resources.files("serving.http.page")
         self._page = {name: folder.joinpath(name).read_bytes() for name in ("index.html", "app.js", "style.css")}
 
     def close(self) -> None:
         """End the threads."""
-        for thread in (self._decisions, self._inferences, self._commands, self._queries):
+        for thread in (self._decisions, self._inferences, self._commands, self._kills, self._queries):
             thread.close()
 
     # --- decisions ----------------------------------------------------------------------------------------
@@ -101,8 +103,6 @@ class Service:
 
     def _decide(self, request: DecisionRequest, body: bytes, wordy: bool) -> bytes:
         record = self.engine.decide(request, body=body)
-        if record.reason in (Reason.LEDGER_FAILED, Reason.INTERNAL_ERROR):
-            self.metrics.unrecorded(record)
         text = encode(record)
         if not wordy:
             return text
@@ -122,20 +122,20 @@ class Service:
 
     async def kill(self, call: Call) -> Reply:
         """Halt and latch."""
-        return await self._command(self.engine.kill, call)
+        return await self._command(self.engine.kill, call, self._kills)
 
     async def reduce_only(self, call: Call) -> Reply:
         """Only smaller positions."""
-        return await self._command(self.engine.reduce_only, call)
+        return await self._command(self.engine.reduce_only, call, self._commands)
 
     async def reset(self, call: Call) -> Reply:
         """Back to ACTIVE."""
-        return await self._command(self.engine.reset, call)
+        return await self._command(self.engine.reset, call, self._commands)
 
-    async def _command(self, command: Callable[[str, str], ControlRecord], call: Call) -> Reply:
+    async def _command(self, command: Callable[[str, str], ControlRecord], call: Call, thread: WorkThread) -> Reply:
         request = _decoded(_COMMANDS.decode, call.body)
         try:
-            return Reply(encode(await self._commands.run(command, request.person, request.reason)))
+            return Reply(encode(await thread.run(command, request.person, request.reason)))
         except ControlError as error:
             raise HttpError(400, str(error)) from error
         except LedgerError as error:

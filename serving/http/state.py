@@ -7,6 +7,7 @@ import time
 
 import msgspec
 
+from masking import TradingState
 from serving.bundle import Bundle
 from serving.engine import DecisionEngine
 from serving.errors import LedgerError
@@ -95,7 +96,7 @@ def service_state(engine: DecisionEngine, metrics: ServiceMetrics, started_at: f
         version=detent_version(),
         time=time.time(),
         started_at=started_at,
-        trading_state=risk.name,
+        trading_state=TradingState(engine.trading_state).name,
         killed=risk.killed,
         drawdown=risk.drawdown,
         risk=risk,

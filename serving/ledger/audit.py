@@ -184,8 +184,11 @@ def replay(
             controls += 1
         elif not record.state:
             stateless.append((entry.seq, record.reason.value))
-            if record.executed != HOLD or record.target_position is not None:
-                what = f"executed: expected Hold without a state row, was {record.executed}"
+            if record.executed != HOLD or record.target_position != (0.0 if record.flatten else None):
+                what = (
+                    f"executed, target_position: expected Hold without a state row, "
+                    f"was {record.executed}, {record.target_position}"
+                )
                 differences.append(Difference(entry.seq, record.event_id, what))
         elif (bundle := find_bundle(record.bundle_hash)) is None:
             missing.setdefault(record.bundle_hash, []).append(entry.seq)

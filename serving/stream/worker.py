@@ -98,7 +98,8 @@ class StreamWorker:
                 except (*REDIS_ERRORS, LedgerError) as error:
                     self._note(error)
                     backoff.wait(stop)
-        except StreamError as error:
+        # Of another kind: a mistake of ours or of the settings, which would come again and again.
+        except Exception as error:
             self.status.ended, self.status.last_error = True, str(error)
             log.critical("stream %s: the worker ends, nothing more is decided from it: %s", settings.features, error)
             raise
@@ -227,6 +228,8 @@ class StreamWorker:
         for group in self._client.xinfo_groups(key):
             pending = self._client.xpending(key, group["name"])
             oldest.append(pending["min"] or group["last-delivered-id"])
+        if not oldest:
+            return
         safe = min(oldest, key=lambda message_id: tuple(map(int, message_id.split(b"-"))))
         self._client.xtrim(key, minid=safe, approximate=True)
 

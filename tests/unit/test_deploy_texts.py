@@ -84,8 +84,9 @@ def samples(tmp_path_factory) -> dict[str, set[str]]:
     bundle = SimpleNamespace(hash="a" * 64, manifest=SimpleNamespace(rule_set_hash="b" * 64, provenance=provenance))
     ledger = SqliteLedger(tmp_path_factory.mktemp("ledger") / "ledger.db", fsync="never")
     engine: Any = SimpleNamespace(
-        bundle=bundle, challenger=bundle, risk=RiskState(), agreement=(1, 2), ledger=ledger, subscribe=lambda _: None
-    )
+        bundle=bundle, challenger=bundle, risk=RiskState(), agreement=(1, 2), ledger=ledger, subscribe=lambda _: None,
+        trading_state=0, unrecorded={Reason.LEDGER_FAILED: 1},
+    )  # fmt: skip
     drift = DriftStatus(
         bars=60, psi={"a": 0.1}, ks={"a": 0.5}, nll_mean=1.0, nll_z=0.1, level=DriftLevel.OK, worst="a", words=""
     )
@@ -96,7 +97,6 @@ def samples(tmp_path_factory) -> dict[str, set[str]]:
     )
     metrics.answered("/decide", 200)
     metrics.inferred("policy", 1, 0)
-    metrics.unrecorded(_record())
     metrics.watch_drift(lambda: drift)
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():

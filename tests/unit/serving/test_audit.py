@@ -225,7 +225,7 @@ def test_decisions_without_a_state_row_are_named(path: Path, replayed: Callable[
     assert "missing_feature" in stateless.values()
 
 
-@pytest.mark.parametrize("name", ["proposed", "executed", "action_masks", "value", "probabilities"])
+@pytest.mark.parametrize("name", ["proposed", "executed", "target_position", "action_masks", "value", "probabilities"])
 def test_the_smallest_change_is_a_difference(path: Path, replayed: Callable[[], Replay], name: str) -> None:
     def wanted(record: DecisionRecord) -> bool:
         return is_decided(record) and record.executed != HOLD and record.probabilities[1] > 0.0
@@ -237,6 +237,7 @@ def test_the_smallest_change_is_a_difference(path: Path, replayed: Callable[[], 
     changes = {
         "proposed": record.proposed - 1,
         "executed": HOLD,
+        "target_position": 9.0,
         "action_masks": (*record.action_masks[:-1], not record.action_masks[-1]),
         "value": math.nextafter(record.value, math.inf),
         "probabilities": (

@@ -22,9 +22,10 @@ from serving import Bundle, open_bundle
 from serving.deciders import redecide
 from serving.engine import DecisionEngine
 from serving.errors import ControlError, LedgerError
+from serving.ledger.audit import replay
 from serving.ledger.sqlite import SqliteLedger
 from serving.limits import ExternalLimits
-from serving.records import ControlRecord, DecisionRecord, Mode, Reason, Source, decode_request, encode
+from serving.records import ControlRecord, DecisionRecord, Mode, Reason, RiskState, Source, decode_request, encode
 from serving.settings import EngineSettings
 
 DAY = 86_400.0
@@ -212,7 +213,7 @@ def test_a_kill_switch_pulled_while_a_decision_is_made_stops_it(engine_of: Calla
         found = infer(function, timeout)
         pulls.append(threading.Thread(target=engine.kill, args=("Ada", "now")))
         pulls[0].start()
-        while not engine._pulled:
+        while not engine._ordered:
             pass
         return found
 
@@ -222,6 +223,101 @@ def test_a_kill_switch_pulled_while_a_decision_is_made_stops_it(engine_of: Calla
     assert (record.reason, record.executed, record.trading_state) == (Reason.OVERRIDDEN, HOLD, 2)
     assert record.proposed in (2, 3)
     assert engine.risk.killed
+
+
+def test_a_kill_that_waits_for_a_reset_is_not_forgotten_by_it(
+    engine_of: Callable[..., DecisionEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of()
+    append, kills = engine.ledger.append, []
+
+    def order() -> None:
+        with pytest.raises(LedgerError):
+            engine.kill("Ada", "now")
+
+    def slow(body: bytes, risk: RiskState, **event: Any) -> Any:
+        if b'"reset"' in body:
+            kills.append(threading.Thread(target=order))
+            kills[0].start()
+            while not engine._ordered:
+                pass
+        elif b'"kill"' in body:
+            raise LedgerError("disk is full")
+        return append(body, risk, **event)
+
+    monkeypatch.setattr(engine.ledger, "append", slow)
+    engine.reset("Ada", "go on")
+    kills[0].join()
+    monkeypatch.undo()
+    assert engine.decide(request()).trading_state == 2
+    assert engine.risk.killed
+    assert engine.ledger.head().risk == engine.risk
+
+
+def test_what_could_not_be_written_is_written_at_the_end(
+    engine_of: Callable[..., DecisionEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of()
+    engine.decide(request("a", position=0.5))
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise LedgerError("disk is full")
+
+    monkeypatch.setattr(engine.ledger, "append", full)
+    lost = engine.decide(request("b", equity=500.0, position=0.5))
+    assert (lost.reason, lost.flatten) == (Reason.LEDGER_FAILED, False)
+    # The loss was seen, and its kill switch holds although the equity is back.
+    assert engine.risk.killed
+    monkeypatch.undo()
+    again = engine_of()
+    assert again.risk.killed
+    assert dict(engine.unrecorded) == {Reason.LEDGER_FAILED: 1}
+    assert "drawdown 50.00% while the ledger failed" in [
+        entry.record.detail for entry in again.ledger.read() if isinstance(entry.record, ControlRecord)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bar_time": START + 600.0}, Reason.FUTURE_DATA),
+        ({"features": {}}, Reason.MISSING_FEATURE),
+        ({"features": {**FEATURES, "more": 1.0}}, Reason.UNKNOWN_FEATURE),
+        ({"bundle_hash": "0" * 64}, Reason.HASH_MISMATCH),
+    ],
+)
+def test_a_loss_is_seen_in_a_request_that_cannot_be_decided(
+    engine_of: Callable[..., DecisionEngine], changes: dict[str, Any], reason: Reason
+) -> None:
+    engine = engine_of()
+    engine.decide(request("a", position=0.9))
+    record = engine.decide(request("b", equity=700.0, position=0.9, **changes))
+    assert (record.reason, record.executed, record.flatten) == (reason, HOLD, True)
+    assert (record.trading_state, record.drawdown, engine.risk.killed) == (2, pytest.approx(0.3), True)
+    assert (record.state, record.target_position) == (b"", 0.0)
+    assert replay(engine.ledger, {engine.bundle.hash: engine.bundle}.get).ok
+
+
+def test_the_trading_state_is_the_strictest_of_all(engine_of: Callable[..., DecisionEngine]) -> None:
+    limits = Limits()
+    engine = engine_of(limits=limits)
+    assert engine.trading_state == 0
+    limits.now = ExternalLimits(2, math.inf, False, "")
+    assert (engine.trading_state, engine.risk.trading_state) == (2, 0)
+
+
+def test_a_challenger_that_hangs_delays_nobody(
+    engine_of: Callable[..., DecisionEngine], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, gate = engine_of(timeout_ms=60_000.0), threading.Event()
+    engine.challenge(bundle)
+    assert engine._challenger is not None
+    call = engine._shadow_thread.call
+    monkeypatch.setattr(engine._shadow_thread, "call", lambda function, _: call(function, 0.01))
+    monkeypatch.setattr(engine._challenger, "by_policy", lambda *_: gate.wait(60.0))
+    assert [engine.decide(request(name)).reason for name in ("a", "b")] == [Reason.OK] * 2
+    assert engine.agreement == (0, 0)
+    gate.set()
 
 
 def test_no_answer_in_time_is_hold_and_a_planner_that_is_late_leaves_it_to_the_policy(
@@ -415,6 +511,7 @@ def test_an_observer_that_raises_is_logged(
 def assert_again(bundle: Bundle, record: DecisionRecord) -> None:
     found = redecide(bundle, record)
     assert (found.proposed, found.executed) == (record.proposed, record.executed)
+    assert found.target_position == record.target_position
     assert (found.action_masks, found.value, found.probabilities) == (
         record.action_masks,
         record.value,

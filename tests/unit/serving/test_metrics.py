@@ -14,7 +14,7 @@ from serving.drift.monitor import DriftLevel, DriftStatus
 from serving.engine import DecisionEngine
 from serving.errors import LedgerError
 from serving.http.metrics import LATENCY_BUCKETS, ServiceMetrics
-from serving.records import DecisionRecord, Mode, Reason
+from serving.records import Mode, Reason
 from serving.stream.settings import StreamStatus
 
 
@@ -137,19 +137,21 @@ def test_drift_is_that_of_the_monitor(metrics: ServiceMetrics) -> None:
     assert metrics.drift is status
 
 
-def test_answers_inferences_and_losses_are_counted(metrics: ServiceMetrics, engine: DecisionEngine) -> None:
+def test_answers_inferences_and_losses_are_counted(
+    metrics: ServiceMetrics, engine: DecisionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     metrics.answered("/state", 200)
     metrics.inferred("policy", 5, 1)
-    record = engine.decide(request())
-    assert isinstance(record, DecisionRecord)
-    metrics.unrecorded(msgspec.structs.replace(record, reason=Reason.LEDGER_FAILED))
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.engine.Draft", lambda *_: 1 // 0)
+        engine.decide(request())
     found = samples(metrics)
     assert found["detent_http_requests_total", "/state", "200"] == 1
     assert (
         found["detent_inferred_rows_total", "policy"],
         found["detent_inferred_overridden_rows_total", "policy"],
     ) == (5, 1)
-    assert found["detent_unrecorded_total", "ledger_failed"] == 1
+    assert found["detent_unrecorded_total", "internal_error"] == 1
 
 
 def test_names_are_ours_or_the_processes_and_the_registry_is_not_shared(engine: DecisionEngine) -> None:
