@@ -33,7 +33,15 @@ from serving.settings import Clock, EngineSettings
 
 log = logging.getLogger(__name__)
 
-UNSEEN = frozenset({Reason.FUTURE_DATA, Reason.MISSING_FEATURE, Reason.UNKNOWN_FEATURE, Reason.HASH_MISMATCH})
+UNSEEN = frozenset(
+    {
+        Reason.CLOCK_BACKWARDS,
+        Reason.FUTURE_DATA,
+        Reason.HASH_MISMATCH,
+        Reason.MISSING_FEATURE,
+        Reason.UNKNOWN_FEATURE,
+    }
+)
 """Reasons that end a decision before the account was looked at, though nothing is wrong with it."""
 
 
@@ -165,6 +173,10 @@ class Draft:
         tolerance = self.shop.settings.clock_tolerance_s
         if not (is_finite(equity) and is_finite(position) and is_finite(bar_time)):
             raise HoldError(Reason.NON_FINITE, "account.equity, account.position, bar_time: expected finite numbers")
+        if now < before.decided_at - tolerance:
+            raise HoldError(
+                Reason.CLOCK_BACKWARDS, f"the clock says {now:.3f}, the decision before was at {before.decided_at:.3f}"
+            )
         if bar_time < before.bar_time:
             raise HoldError(
                 Reason.OUT_OF_ORDER, f"bar_time: expected {before.bar_time:.3f} or later, was {bar_time:.3f}"
@@ -175,11 +187,6 @@ class Draft:
         self.risk = msgspec.structs.replace(after, decided_at=max(now, before.decided_at))
         self._judge_trial()
         stale_limits = self._take_limits(position)
-        # Whatever the clock says, a loss is a loss: the account is looked at before.
-        if now < before.decided_at - tolerance:
-            raise HoldError(
-                Reason.CLOCK_BACKWARDS, f"the clock says {now:.3f}, the decision before was at {before.decided_at:.3f}"
-            )
         self._limit_capital(equity, position)
         self.row = self._state_row(equity, position)
         if stale_limits:

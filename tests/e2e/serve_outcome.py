@@ -18,6 +18,14 @@ from serving.ledger.open import open_ledger
 from serving.records import ControlRecord, DecisionRecord, DecisionRequest, Entry, Reason, RiskState, decode_request
 
 ORACLE = RuleOracle()
+UNDECIDED = {
+    Reason.CLOCK_BACKWARDS,
+    Reason.FUTURE_DATA,
+    Reason.HASH_MISMATCH,
+    Reason.MISSING_FEATURE,
+    Reason.UNKNOWN_FEATURE,
+}
+"""Reasons for which nothing is decided, but the account is looked at."""
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 
 
@@ -112,8 +120,8 @@ class _Replay:
         account = request.account
         assert account.equity is not None
         assert account.position is not None
-        if record.state or record.reason is Reason.CLOCK_BACKWARDS:
-            self._observe(account.equity, request.bar_time)
+        if record.state or record.reason in UNDECIDED:
+            self._observe(account.equity, request.bar_time if record.state else self.bar_time)
         drawdown = 1.0 - self.equity / self.peak if self.peak else 0.0
         state = 2 if self.killed else self.code
         if record.drawdown != drawdown or record.trading_state < state:

@@ -371,12 +371,15 @@ def cache_settings() -> list[str | None]:
     return [os.environ.get(name) for name in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")]
 
 
-BEFORE = cache_settings()
+# A fixture that lives longer than a test may have set some; the module finds them as they are.
+@pytest.fixture(scope="module")
+def before() -> list[str | None]:
+    return cache_settings()
 
 
 @pytest.mark.parametrize("turn", [1, 2])
-def test_no_test_inherits_the_caches_of_the_one_before(tmp_path: Path, turn: int) -> None:
-    assert (turn, cache_settings()) == (turn, BEFORE)
+def test_no_test_inherits_the_caches_of_the_one_before(tmp_path: Path, turn: int, before: list[str | None]) -> None:
+    assert (turn, cache_settings()) == (turn, before)
     assert not Path(tempfile.gettempdir()).is_relative_to(tmp_path.parent)
     keep_caches_in(tmp_path)
     assert None not in cache_settings()
