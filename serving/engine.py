@@ -27,6 +27,7 @@ from serving.inference import InferenceThread, LateError
 from serving.ledger.base import Ledger
 from serving.limits import LimitsSource
 from serving.records import (
+    AccountSnapshot,
     Command,
     ControlRecord,
     DecisionRecord,
@@ -48,6 +49,8 @@ Observer = Callable[[Record, DecisionRecord | None], None]
 """Called after each record with it and, for a decision with a challenger, with what the challenger decided."""
 SERVICE = "detent"
 """The person of a command that the service gave itself."""
+REHEARSALS = 5
+"""Decisions that a new engine makes for itself."""
 REMEMBERED = 1024
 """Newest decisions whose events are known without asking the ledger."""
 
@@ -89,8 +92,22 @@ class DecisionEngine:
         self._recent: deque[DecisionRecord] = deque(maxlen=100)
         self._observers: list[Observer] = []
         self._agreed = self._compared = 0
+        self._rehearse()
         with self._lock:
             self._control("start", SERVICE, "", self._risk)
+
+    # First calls import and allocate; the first decision that counts must not wait for that. Nobody is told of these.
+    def _rehearse(self) -> None:
+        golden, names = self.bundle.golden, self.bundle.manifest.feature_names
+        for row in golden.state[:REHEARSALS]:
+            now = self._clock.wall()
+            request = DecisionRequest(
+                event_id="rehearsal",
+                bar_time=now,
+                features=dict(zip(names, map(float, row), strict=False)),
+                account=AccountSnapshot(equity=1.0, position=0.0),
+            )
+            encode(Draft(self._shop, request, RiskState(), "", self._clock.steady()).record())
 
     # --- what is in force ---------------------------------------------------------------------------------
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -548,6 +551,28 @@ def test_every_record_with_a_state_is_decided_again_bit_for_bit(
         redecide(planned, msgspec.structs.replace(records[0], state=b""))
     with pytest.raises(ValueError, match="bundle: expected"):
         redecide(planned, msgspec.structs.replace(records[0], bundle_hash="0" * 64))
+
+
+FIRST = """
+import sys, tempfile
+from serving import open_bundle
+from serving.engine import DecisionEngine
+from serving.ledger.sqlite import SqliteLedger
+from serving.records import decode_request
+engine = DecisionEngine(open_bundle(sys.argv[1]), SqliteLedger(tempfile.mkdtemp() + "/ledger.db"))
+request = decode_request(sys.argv[2].encode())
+before = set(sys.modules)
+engine.decide(request)
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_the_first_decision_waits_for_no_import(bundle: Bundle) -> None:
+    asked = encode(request(bar_time=time.time() - 60.0)).decode()
+    ended = subprocess.run(
+        [sys.executable, "-c", FIRST, str(bundle.path), asked], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "[]\n"
 
 
 NUMBERS = st.none() | st.floats() | st.floats(-2.0, 2.0)
