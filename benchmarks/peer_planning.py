@@ -145,8 +145,8 @@ def torchrl(settings: Settings) -> dict[str, Callable[[], list[int]]]:
             self.seen = [*self.seen, (tensordict["action"], following["reward"])][-settings["horizon"] :]
             return following
 
-        def _reset(self, tensordict: TensorDict, **options: Any) -> TensorDict:
-            raise NotImplementedError("a planner starts where it is told to")
+        def _reset(self, *_: Any, **__: Any) -> TensorDict:
+            raise RuntimeError("reset: expected never to be called, a planner starts where it is told to")
 
     def planner(particles: int) -> Plan:
         env = Environment(particles)

@@ -314,8 +314,9 @@ class Draft:
             )
         except LateError:
             return proposal, Source.POLICY
+        # onnxruntime's errors share no base but Exception; the policy's answer is there.
         except Exception:
-            log.exception("planner")
+            log.exception("event %s: the planner failed, the policy decides", self.request.event_id)
             return proposal, Source.POLICY
         finally:
             self._lap("plan")

@@ -424,8 +424,9 @@ class DecisionEngine:
         for observer in self._observers:
             try:
                 observer(record, shadow)
+            # Whatever somebody else's function raises, the decision is made and recorded.
             except Exception:
-                log.exception("observer of records")
+                log.exception("observer %r was told of a record and failed", observer)
 
     def _pulled_now(self) -> int:
         return max([self._pulled, *self._ordered])

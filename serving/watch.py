@@ -91,8 +91,9 @@ class BundleWatcher:
             # A registry, a disk or a ledger that is away may be back at the next look.
             except (ServingError, OSError) as error:
                 log.warning("bundles cannot be looked at now: %s", error)
+            # A mistake of ours must not end the thread: nothing would be reloaded any more, and nobody would know.
             except Exception:
-                log.exception("bundles cannot be looked at now")
+                log.exception("bundles cannot be looked at now, the one in force stays")
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

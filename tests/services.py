@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -33,6 +33,8 @@ START_TIMEOUT = 60.0
 """Seconds; a busy machine may take long to recover a killed server."""
 
 _NOBODY = 65534
+
+Server = TypeVar("Server", bound="RealServer")
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -107,9 +109,13 @@ class RealServer:
             if "folder" in vars(self):
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _end(self, number: signal.Signals) -> None:
+    def require_own(self) -> None:
+        """Leave out a test that stops the server, where it is somebody else's."""
         if self.external:
-            pytest.skip(f"the {self.name} server comes from the environment: tests do not stop it")
+            unavailable(f"the {self.name} server comes from the environment: tests do not stop it")
+
+    def _end(self, number: signal.Signals) -> None:
+        self.require_own()
         if self.process is None:
             return
         children = _children(self.process.pid)
@@ -305,15 +311,20 @@ def find_postgres() -> RealPostgres:
     )
 
 
-@pytest.fixture(scope="session")
-def redis_service() -> Iterator[RealRedis]:
-    """The Redis server of this test process, for fixtures that live longer than a test."""
-    server = find_redis()
+@contextlib.contextmanager
+def _running(server: Server) -> Iterator[Server]:
     try:
         server.start()
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def redis_service() -> Iterator[RealRedis]:
+    """The Redis server of this test process, for fixtures that live longer than a test."""
+    with _running(find_redis()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -327,12 +338,8 @@ def redis_server(redis_service: RealRedis) -> RealRedis:
 @pytest.fixture(scope="session")
 def postgres_service() -> Iterator[RealPostgres]:
     """The PostgreSQL server of this test process, for fixtures that live longer than a test."""
-    server = find_postgres()
-    try:
-        server.start()
+    with _running(find_postgres()) as server:
         yield server
-    finally:
-        server.close()
 
 
 @pytest.fixture

@@ -136,9 +136,9 @@ class DriftWatch:
                 elif (bar := self._window.bar(item)) is not None:
                     self._window.take(bar)
                 self._speak_up()
+            # A graph, a ledger or a mistake of ours: one bar less is no reason to stop watching.
             except Exception:
-                # One bar less is no reason to stop watching.
-                log.exception("drift")
+                log.exception("drift: a bar is left out, or what it shows is not told")
             finally:
                 self._queue.task_done()
         self._queue.task_done()

@@ -132,8 +132,7 @@ def test_the_check_finds_what_a_service_loses_that_answers_before_it_writes(bund
 def test_with_its_database_killed_the_service_holds_and_goes_on_once_it_is_back(
     bundle: Path, tmp_path: Path, postgres_server: RealPostgres
 ) -> None:
-    if postgres_server.external:
-        pytest.skip("the PostgreSQL server comes from the environment: tests do not stop it")
+    postgres_server.require_own()
     ledger, rng, commands = postgres_server.new_database(), random.Random(3), []
     server = detent_serve(bundle, ledger, tmp_path)
     with running(server), loading(server.port, seed=3) as load:
