@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_parts import START, Hands, request
+from serving_parts import DAY, START, Hands, request
 
 from masking import HOLD
 from serving import Bundle
@@ -20,13 +20,7 @@ from serving.ledger.sqlite import SqliteLedger
 from serving.records import ControlRecord, Reason, RiskState
 from serving.settings import EngineSettings
 
-DAY = 86_400.0
 PATIENT = {"inference_ms": 60_000.0, "decision_ms": 60_000.0, "timeout_ms": 60_000.0}
-
-
-@pytest.fixture
-def hands() -> Hands:
-    return Hands()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The engine: every stage may end in Hold, nothing raises, what is not recorded is not executed."""
+"""The engine: every stage may end in Hold, and nothing raises."""
 
 from __future__ import annotations
 
@@ -8,64 +8,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from bundle_parts import make_dynamics, make_policy, write
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from serving_parts import FEATURES, START, Hands, request
+from serving_parts import DAY, FEATURES, START, Hands, decisions, request
 
 from masking import HOLD
-from serving import Bundle, open_bundle
-from serving.deciders import redecide
+from serving import Bundle
 from serving.engine import DecisionEngine
-from serving.errors import ControlError, LedgerError
 from serving.ledger.audit import replay
-from serving.ledger.sqlite import SqliteLedger
 from serving.limits import ExternalLimits
-from serving.records import ControlRecord, DecisionRecord, Mode, Reason, RiskState, Source, decode_request, encode
+from serving.records import Mode, Reason, Source, decode_request, encode
 from serving.settings import EngineSettings
-
-DAY = 86_400.0
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return open_bundle(write(tmp_path_factory.mktemp("engine") / "bundle").path)
-
-
-@pytest.fixture
-def hands() -> Hands:
-    return Hands()
-
-
-@pytest.fixture
-def engine_of(tmp_path: Path, bundle: Bundle, hands: Hands) -> Iterator[Callable[..., DecisionEngine]]:
-    opened: list[DecisionEngine] = []
-
-    def make(used: Bundle | None = None, **changes: Any) -> DecisionEngine:
-        for engine in opened:
-            engine.close()
-        chosen = {name: changes.pop(name) for name in ("limits",) if name in changes}
-        ledger = SqliteLedger(tmp_path / "ledger.db", fsync="never")
-        # A busy machine may be late for real; budgets are tested with a clock of their own.
-        budgets = {"inference_ms": 60_000.0, "decision_ms": 60_000.0, "timeout_ms": 60_000.0} | changes
-        engine = DecisionEngine(used or bundle, ledger, EngineSettings(**budgets), clock=hands.clock(), **chosen)
-        opened.append(engine)
-        return engine
-
-    yield make
-    for engine in opened:
-        engine.close()
-
-
-def decisions(engine: DecisionEngine) -> list[DecisionRecord]:
-    return [entry.record for entry in engine.ledger.read() if isinstance(entry.record, DecisionRecord)]
 
 
 def test_a_decision_is_the_policys_recorded_and_explained(engine_of: Callable[..., DecisionEngine]) -> None:
@@ -188,98 +145,6 @@ def test_a_halted_account_is_closed_even_when_the_data_is_stale_but_not_on_a_pos
     assert (old.reason, old.flatten, old.target_position) == (Reason.OUT_OF_ORDER, False, None)
 
 
-def test_commands_name_a_person_and_a_reason_and_are_recorded(engine_of: Callable[..., DecisionEngine]) -> None:
-    engine = engine_of()
-    for command in (engine.kill, engine.reduce_only, engine.reset):
-        with pytest.raises(ControlError, match="person"):
-            command("", "why")
-    assert engine.risk.name == "ACTIVE"
-    assert engine.reduce_only("Ada", "news").risk.name == "REDUCE_ONLY"
-    assert not any(engine.decide(request("a", position=0.5)).action_masks[4:])
-    assert engine.kill("Ada", "drill").risk.name == "HALTED"
-    assert engine_of().risk.killed
-    engine = engine_of()
-    record = engine.reset("Grace", "drill is over")
-    assert (record.risk.name, record.person, record.detail) == ("ACTIVE", "Grace", "drill is over")
-    commands = [entry.record.command for entry in engine.ledger.read() if isinstance(entry.record, ControlRecord)]
-    assert [name for name in commands if name != "start"] == ["reduce_only", "kill", "reset"]
-
-
-def test_a_kill_switch_pulled_while_a_decision_is_made_stops_it(engine_of: Callable[..., DecisionEngine]) -> None:
-    engine = engine_of()
-    # An action that only an active account may take.
-    masks = (False, False, True, True, False, False, False)
-    assert engine.decide(request("before", action_masks=masks)).executed in (2, 3)
-    infer, pulls = engine._policy_thread.call, []
-
-    def pull(function: Callable[[], Any], timeout: float) -> Any:
-        found = infer(function, timeout)
-        pulls.append(threading.Thread(target=engine.kill, args=("Ada", "now")))
-        pulls[0].start()
-        while not engine._ordered:
-            pass
-        return found
-
-    engine._policy_thread.call = pull  # type: ignore[method-assign]
-    record = engine.decide(request("during", action_masks=masks))
-    pulls[0].join()
-    assert (record.reason, record.executed, record.trading_state) == (Reason.OVERRIDDEN, HOLD, 2)
-    assert record.proposed in (2, 3)
-    assert engine.risk.killed
-
-
-def test_a_kill_that_waits_for_a_reset_is_not_forgotten_by_it(
-    engine_of: Callable[..., DecisionEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of()
-    append, kills = engine.ledger.append, []
-
-    def order() -> None:
-        with pytest.raises(LedgerError):
-            engine.kill("Ada", "now")
-
-    def slow(body: bytes, risk: RiskState, **event: Any) -> Any:
-        if b'"reset"' in body:
-            kills.append(threading.Thread(target=order))
-            kills[0].start()
-            while not engine._ordered:
-                pass
-        elif b'"kill"' in body:
-            raise LedgerError("disk is full")
-        return append(body, risk, **event)
-
-    monkeypatch.setattr(engine.ledger, "append", slow)
-    engine.reset("Ada", "go on")
-    kills[0].join()
-    monkeypatch.undo()
-    assert engine.decide(request()).trading_state == 2
-    assert engine.risk.killed
-    assert engine.ledger.head().risk == engine.risk
-
-
-def test_what_could_not_be_written_is_written_at_the_end(
-    engine_of: Callable[..., DecisionEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of()
-    engine.decide(request("a", position=0.5))
-
-    def full(*_: Any, **__: Any) -> Any:
-        raise LedgerError("disk is full")
-
-    monkeypatch.setattr(engine.ledger, "append", full)
-    lost = engine.decide(request("b", equity=500.0, position=0.5))
-    assert (lost.reason, lost.flatten) == (Reason.LEDGER_FAILED, False)
-    # The loss was seen, and its kill switch holds although the equity is back.
-    assert engine.risk.killed
-    monkeypatch.undo()
-    again = engine_of()
-    assert again.risk.killed
-    assert dict(engine.unrecorded) == {Reason.LEDGER_FAILED: 1}
-    assert "drawdown 50.00% while the ledger failed" in [
-        entry.record.detail for entry in again.ledger.read() if isinstance(entry.record, ControlRecord)
-    ]
-
-
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -307,20 +172,6 @@ def test_the_trading_state_is_the_strictest_of_all(engine_of: Callable[..., Deci
     assert engine.trading_state == 0
     limits.now = ExternalLimits(2, math.inf, False, "")
     assert (engine.trading_state, engine.risk.trading_state) == (2, 0)
-
-
-def test_a_challenger_that_hangs_delays_nobody(
-    engine_of: Callable[..., DecisionEngine], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, gate = engine_of(timeout_ms=60_000.0), threading.Event()
-    engine.challenge(bundle)
-    assert engine._challenger is not None
-    call = engine._shadow_thread.call
-    monkeypatch.setattr(engine._shadow_thread, "call", lambda function, _: call(function, 0.01))
-    monkeypatch.setattr(engine._challenger, "by_policy", lambda *_: gate.wait(60.0))
-    assert [engine.decide(request(name)).reason for name in ("a", "b")] == [Reason.OK] * 2
-    assert engine.agreement == (0, 0)
-    gate.set()
 
 
 def test_no_answer_in_time_is_hold_and_a_planner_that_is_late_leaves_it_to_the_policy(
@@ -395,38 +246,6 @@ def test_a_graph_that_answers_what_is_forbidden_is_overridden(
     assert words in record.detail
 
 
-def test_what_is_not_recorded_is_not_executed_and_is_decided_again(
-    engine_of: Callable[..., DecisionEngine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of()
-    masks = (False, False, True, True, False, False, False)
-
-    def full(*_: Any, **__: Any) -> Any:
-        raise LedgerError("disk is full")
-
-    monkeypatch.setattr(engine.ledger, "append", full)
-    record = engine.decide(request(action_masks=masks))
-    assert (record.reason, record.executed, record.target_position) == (Reason.LEDGER_FAILED, HOLD, None)
-    with pytest.raises(LedgerError):
-        engine.kill("Ada", "drill")
-    assert engine.risk.killed
-    with pytest.raises(LedgerError):
-        engine.reset("Ada", "drill")
-    assert engine.risk.killed
-    monkeypatch.undo()
-    # What the ledger says holds from here on, and the kill switch that it never heard of.
-    assert not engine.ledger.head().risk.killed
-    assert engine.decide(request("meanwhile")).trading_state == 2
-    engine.reset("Ada", "drill")
-    assert engine.decide(request(action_masks=masks)).executed in (2, 3)
-    assert len(decisions(engine)) == 2
-    kills = [entry.record for entry in engine.ledger.read() if getattr(entry.record, "command", "") == "kill"]
-    assert [(one.person, one.detail, one.risk.killed) for one in kills] == [("Ada", "drill", True)]
-    monkeypatch.setattr(engine.ledger, "find", full)
-    assert engine.decide(request("other")).reason is Reason.LEDGER_FAILED
-    assert engine.refuse("third", b"", "x").reason is Reason.LEDGER_FAILED
-
-
 def test_a_mistake_of_ours_is_hold_as_well(
     engine_of: Callable[..., DecisionEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,35 +292,6 @@ def test_another_bundle_comes_into_force_between_decisions(
     assert engine.bundle is planned
 
 
-def test_a_challenger_decides_in_shadow_on_the_same_state_and_cannot_disturb(
-    engine_of: Callable[..., DecisionEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = open_bundle(write(tmp_path / "other", policy=make_policy(make_dynamics(), seed=9)).path)
-    engine, told = engine_of(), []
-    engine.challenge(other)
-    engine.subscribe(lambda record, shadow: told.append((record, shadow)))
-    close = (False, True, *[False] * 5)
-    live = [
-        engine.decide(request(str(number), position=0.5, action_masks=close if number % 2 else None))
-        for number in range(20)
-    ]
-    shadows = [record for record in decisions(engine) if record.mode is Mode.SHADOW]
-    assert [shadow.event_id for shadow in shadows] == [record.event_id for record in live]
-    assert {shadow.bundle_hash for shadow in shadows} == {other.hash}
-    assert all(shadow.state == record.state for shadow, record in zip(shadows, live, strict=True))
-    same = sum(shadow.executed == record.executed for shadow, record in zip(shadows, live, strict=True))
-    assert engine.agreement == (same, 20)
-    assert 10 <= same < 20
-    assert told == [*zip(live, shadows, strict=True)]
-    for shadow in shadows:
-        assert_again(other, shadow)
-    assert engine._challenger is not None
-    monkeypatch.setattr(engine._challenger, "by_policy", lambda *_: 1 // 0)
-    assert engine.decide(request("on")).reason is Reason.OK
-    engine.challenge(None)
-    assert engine.challenger is None
-
-
 def test_an_observer_that_raises_is_logged(
     engine_of: Callable[..., DecisionEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -509,48 +299,6 @@ def test_an_observer_that_raises_is_logged(
     engine.subscribe(lambda *_: 1 // 0)
     assert engine.decide(request()).reason is Reason.OK
     assert "observer" in caplog.text
-
-
-def assert_again(bundle: Bundle, record: DecisionRecord) -> None:
-    found = redecide(bundle, record)
-    assert (found.proposed, found.executed) == (record.proposed, record.executed)
-    assert found.target_position == record.target_position
-    assert (found.action_masks, found.value, found.probabilities) == (
-        record.action_masks,
-        record.value,
-        record.probabilities,
-    )
-
-
-def test_every_record_with_a_state_is_decided_again_bit_for_bit(
-    engine_of: Callable[..., DecisionEngine], planned: Bundle, hands: Hands
-) -> None:
-    rng = np.random.default_rng(0)
-    engine = engine_of(planned)
-    for number in range(150):
-        hands.wall += DAY / 2
-        features = {name: float(value) for name, value in zip(FEATURES, rng.normal(0.0, 0.2, 4), strict=True)}
-        if number % 10 == 0:
-            features["momentum"] = None  # type: ignore[assignment]
-        masks = tuple((rng.random(7) < 0.7).tolist()) if number % 3 == 0 else None
-        changes = {"features": features, "action_masks": masks, "bar_time": hands.wall - DAY * 5 * (number % 17 == 0)}
-        account = {
-            "equity": 1000.0 - number,
-            "position": float(rng.uniform(-1.25, 1.25)),
-            "holding_time": float(number % 7),
-        }
-        engine.decide(request(str(number), **changes, **account))
-        if number == 100:
-            engine.reset("Ada", "test")
-    records = [record for record in decisions(engine) if record.state]
-    assert len(records) > 100
-    assert {record.source for record in records} >= {Source.PLANNER, Source.HOLD}
-    for record in records:
-        assert_again(planned, record)
-    with pytest.raises(ValueError, match="expected a state row"):
-        redecide(planned, msgspec.structs.replace(records[0], state=b""))
-    with pytest.raises(ValueError, match="bundle: expected"):
-        redecide(planned, msgspec.structs.replace(records[0], bundle_hash="0" * 64))
 
 
 FIRST = """
@@ -573,48 +321,6 @@ def test_the_first_decision_waits_for_no_import(bundle: Bundle) -> None:
         [sys.executable, "-c", FIRST, str(bundle.path), asked], capture_output=True, text=True, check=True
     )
     assert ended.stdout == "[]\n"
-
-
-NUMBERS = st.none() | st.floats() | st.floats(-2.0, 2.0)
-
-
-@settings(max_examples=300)
-@given(
-    features=st.fixed_dictionaries(dict.fromkeys(FEATURES, NUMBERS)),
-    equity=NUMBERS | st.floats(500.0, 1500.0),
-    position=NUMBERS,
-    holding=NUMBERS,
-    bar=st.floats(START - 9 * DAY, START + 100.0) | st.floats(),
-    masks=st.none() | st.tuples(*[st.booleans()] * 7),
-)
-def test_whatever_is_asked_nothing_forbidden_is_executed(
-    fuzzed: DecisionEngine, features: Any, equity: Any, position: Any, holding: Any, bar: float, masks: Any
-) -> None:
-    number = len(fuzzed._known)
-    if number % 5 == 0:
-        fuzzed.reset("test", "test")
-    asked = request(
-        f"{number} {bar}", features=features, equity=equity, position=position, holding_time=holding, bar_time=bar,
-        action_masks=masks,
-    )  # fmt: skip
-    record = fuzzed.decide(asked)
-    assert record.reason is not Reason.INTERNAL_ERROR
-    assert record.action_masks[record.executed]
-    if record.executed != HOLD:
-        assert masks is None or masks[record.executed]
-        state = np.frombuffer(record.state, dtype="<f4")[None, :]
-        assert make_dynamics().action_masks(state)[0, record.executed]
-        assert record.reason is Reason.OK
-    assert not record.flatten or record.executed == HOLD
-
-
-@pytest.fixture(scope="module")
-def fuzzed(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecisionEngine]:
-    ledger = SqliteLedger(tmp_path_factory.mktemp("fuzz") / "ledger.db", fsync="never")
-    budgets = EngineSettings(inference_ms=60_000.0, decision_ms=60_000.0, timeout_ms=60_000.0)
-    engine = DecisionEngine(bundle, ledger, budgets, clock=Hands().clock())
-    yield engine
-    engine.close()
 
 
 @pytest.mark.parametrize(
