@@ -82,10 +82,7 @@ class Deciders:
         columns = {name: row[:, index : index + 1] for name, index in self._rule_columns}
         if "trading_state" in columns:
             columns["trading_state"] = np.array([[trading_state]], dtype=np.float32)
-        denied = {name: verdict[0].tolist() for name, verdict in self.bundle.rule_set.blocked(columns).items()}
-        blocked = {
-            name: tuple(action for action, one in enumerate(row) if one) for name, row in denied.items() if any(row)
-        }
+        blocked = self.bundle.rule_set.denied(columns)
         forbidden = set().union(*blocked.values())
         asked = self._free[0] if callers is None else callers[0]
         masks = [wanted and action not in forbidden for action, wanted in enumerate(asked.tolist())]
