@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from masking.actions import namespace
 from masking.errors import RuleError
@@ -85,18 +85,23 @@ def _home(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}" + (f" ({file})" if file else "")
 
 
-class StateView(dict[str, Any]):
-    """What the rules of a set see of one batch: its columns, and arrays that several rules derive from them."""
+class StateView(Mapping[str, Any]):
+    """What the rules of a set see of one batch: read-only columns, and arrays that several rules derive from them."""
 
-    __slots__ = ("_derived",)
+    __slots__ = ("_columns", "_derived")
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
-        super().__init__(columns)
+        self._columns = columns
         self._derived: dict[Callable[[State], Any], Any] = {}
 
-    def __setitem__(self, name: str, column: Any) -> NoReturn:
-        """Rules look, they do not write. Raises: TypeError."""
-        raise TypeError(f"state: expected to be read only, was written to at {name!r}")
+    def __getitem__(self, name: str) -> Any:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
     def derived(self, function: Callable[[State], Any]) -> Any:
         """`function(state)`, computed once for all rules."""

@@ -95,7 +95,7 @@ def serve(
     """Serve decisions until SIGTERM; reloads the bundle when its alias or link moves on.
 
     Tokens come from the environment: DETENT_OPERATOR_TOKEN, and with it DETENT_DECIDE_TOKEN and DETENT_READ_TOKEN.
-    Without any, only loopback is served, to everybody on this machine.
+    Without any, only loopback is served: everybody on this machine may decide and halt, nobody may reset.
     """
     with reported(as_json=False):
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

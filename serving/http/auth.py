@@ -1,6 +1,7 @@
 """Who may do what over HTTP: bearer tokens from the environment, and the names a server answers to.
 
-Without tokens everything is open, and only loopback may be bound: a kill switch that nobody can reach is none.
+Without tokens only loopback may be bound, and whoever is there may do everything but trade again after a halt: a kill
+switch that nobody can reach is none, and who resets it is known.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from starlette.types import Receive, Scope, Send
 
-from serving.http.auth import Role, Tokens, host_name
+from serving.http.auth import OPERATOR_TOKEN, Role, Tokens, host_name
 from serving.http.limits import HttpLimits
 from serving.http.messages import JSON, Call, HttpError, Reply, send_reply
 from serving.http.metrics import ServiceMetrics
@@ -56,6 +56,8 @@ class Gate:
         role = self.tokens.role(call.headers.get(b"authorization"))
         if role is Role.PUBLIC:
             raise HttpError(401, "authorization: expected a bearer token that is known here", BEARER)
+        if route.known_caller and not self.tokens.required:
+            raise HttpError(403, f"authorization: expected {OPERATOR_TOKEN}, this service was started without one")
         if role < route.role:
             raise HttpError(403, f"authorization: expected the role {route.role.name.lower()}, was {role.name.lower()}")
 

@@ -47,6 +47,8 @@ class RouteSpec(NamedTuple):
     """Whether trading may change: such calls must be sent as JSON, which no foreign page can do unasked."""
     limited: bool = True
     """Whether it counts for the limit of requests at once."""
+    known_caller: bool = False
+    """Whether it is refused where there are no tokens to know callers by."""
 
 
 _MODEL = "/v2/models/{model}"
@@ -98,12 +100,25 @@ ROUTES = (
     RouteSpec("GET", "/metrics", "prometheus", Role.READ, "Metrics for Prometheus.", "text/plain"),
     *(
         RouteSpec(
-            "POST", path, handler, Role.OPERATOR, text, ControlRecord, CommandRequest, changes=True, limited=False
+            "POST",
+            path,
+            handler,
+            Role.OPERATOR,
+            text,
+            ControlRecord,
+            CommandRequest,
+            changes=True,
+            limited=False,
+            known_caller=handler == "reset",
         )
         for path, handler, text in (
             ("/kill", "kill", "Halt trading and latch: an open position is closed at the next decision."),
             ("/reduce_only", "reduce_only", "Allow nothing but smaller positions until a reset."),
-            ("/reset", "reset", "Trade again; the running peak of equity starts anew."),
+            (
+                "/reset",
+                "reset",
+                "Trade again; the running peak starts anew. Refused where there are no tokens.",
+            ),
         )
     ),
     RouteSpec("GET", "/openapi.json", "openapi", Role.PUBLIC, "This document.", dict[str, Any], limited=False),

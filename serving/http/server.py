@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.engine import DecisionEngine
-from serving.http.auth import LOOPBACK_HOSTS, Tokens, check_bind, is_loopback
+from serving.http.auth import LOOPBACK_HOSTS, OPERATOR_TOKEN, Tokens, check_bind, is_loopback
 from serving.http.endpoint import Endpoint, Gate
 from serving.http.limits import HttpLimits
 from serving.http.messages import error_body
@@ -157,7 +157,7 @@ class HttpServer:
     def _access(self) -> str:
         if self._tokens.required:
             return "bearer tokens required"
-        return "without tokens: whoever is on this machine may decide, halt and reset"
+        return f"without tokens: whoever is on this machine may decide and halt; a reset needs {OPERATOR_TOKEN}"
 
 
 # What the router itself refuses.

@@ -30,6 +30,8 @@ WRITE_BUNDLE = """
 import sys, pathlib, bundle_parts
 bundle_parts.write_planned(pathlib.Path(sys.argv[1]))
 """
+OPERATOR = "operator-token-0123456789"
+OPERATOR_HEADERS = {"content-type": "application/json", "authorization": f"Bearer {OPERATOR}"}
 # A busy machine is no reason to hold.
 PATIENT = EngineSettings(inference_ms=60_000.0, decision_ms=60_000.0, timeout_ms=60_000.0)
 

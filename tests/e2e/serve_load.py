@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from http_processes import OPERATOR_HEADERS
+
 from serving.records import AccountSnapshot, DecisionRecord, DecisionRequest, Reason, decode_record, encode
 
 PAIRS = 3
@@ -119,7 +121,7 @@ class _Client:
     def decide(self, body: bytes) -> tuple[int, bytes] | None:
         """Status and body of the answer; None where there is none, or not all of it."""
         try:
-            self._connection.request("POST", "/decide", body, {"content-type": "application/json"})
+            self._connection.request("POST", "/decide", body, OPERATOR_HEADERS)
             response = self._connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException):

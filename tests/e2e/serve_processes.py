@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from http_processes import environment
+from http_processes import OPERATOR, OPERATOR_HEADERS, environment
 from services import free_port
 
 from serving import open_bundle
@@ -51,9 +51,8 @@ class Server:
     def start(self) -> None:
         """Start it; it answers some time later."""
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command, env={**environment(), **self._variables}, stdout=log, stderr=log, cwd=self._log.parent
-            )
+            variables = {**environment(), "DETENT_OPERATOR_TOKEN": OPERATOR, **self._variables}
+            self.process = subprocess.Popen(self._command, env=variables, stdout=log, stderr=log, cwd=self._log.parent)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -94,7 +93,7 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             text = json.dumps(body).encode() if isinstance(body, dict) else body
-            connection.request(method, path, text, {"content-type": "application/json"})
+            connection.request(method, path, text, OPERATOR_HEADERS)
             response = connection.getresponse()
             return response.status, response.read()
         except http.client.HTTPException as error:

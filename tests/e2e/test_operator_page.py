@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from browsers import needs_browser
-from http_processes import Service, bundle_path, running
+from http_processes import OPERATOR, Service, bundle_path, running
 from playwright.sync_api import Browser, Page, Request, expect
 from test_report_browser import contrast
 
 pytestmark = needs_browser
 
-READ, OPERATOR = "read-token-0123456789", "operator-token-0123456789"
+READ = "read-token-0123456789"
 PATIENCE_MS = 120_000.0
 FEATURES = {"gap_return": 0.001, "intraday_return": 0.002, "volatility_20": 0.2, "momentum": 0.1}
 Opener = Callable[..., Page]
@@ -82,10 +82,10 @@ def post(service: Service, path: str, body: dict[str, Any], token: str | None = 
         return answer
 
 
-def decide(service: Service, event: str, **changes: Any) -> dict[str, Any]:
+def decide(service: Service, event: str, token: str | None = None, **changes: Any) -> dict[str, Any]:
     account = {"equity": 1000.0, "position": 0.0} | changes.pop("account", {})
     body = {"event_id": event, "bar_time": time.time() - 60.0, "features": FEATURES, "account": account, **changes}
-    return post(service, "/decide", body)
+    return post(service, "/decide", body, token)
 
 
 def focused(page: Page) -> str:
@@ -100,9 +100,12 @@ def tab_to(page: Page, target: str) -> None:
     raise AssertionError(f"{target} cannot be reached with Tab")
 
 
-def test_the_kill_switch_by_keyboard_alone(service: Service, opened: Opener) -> None:
-    page = opened(service)
+def test_the_kill_switch_by_keyboard_alone(guarded: Service, opened: Opener) -> None:
+    page = opened(guarded, refused=True)
     state = page.locator("#state")
+    expect(page.get_by_label("Token")).to_be_focused()
+    page.keyboard.type(OPERATOR)
+    page.keyboard.press("Enter")
     expect(state).to_have_text("ACTIVE")
     tab_to(page, "kill")
     # Where the focus is can be seen.
@@ -118,7 +121,7 @@ def test_the_kill_switch_by_keyboard_alone(service: Service, opened: Opener) -> 
     expect(page.locator("#outcome")).to_contain_text("Trading is halted")
     assert focused(page) == "kill"
     assert page.title().startswith("HALTED")
-    assert decide(service, "after")["executed"] == 0
+    assert decide(guarded, "after", OPERATOR)["executed"] == 0
     # And back again; the name is known now.
     tab_to(page, "reset")
     page.keyboard.press("Space")
@@ -130,6 +133,15 @@ def test_the_kill_switch_by_keyboard_alone(service: Service, opened: Opener) -> 
     assert focused(page) == "confirm"
     page.keyboard.press("Space")
     expect(state).to_have_text("ACTIVE")
+
+
+def test_without_tokens_nobody_resets_and_the_page_says_why(service: Service, opened: Opener) -> None:
+    page = opened(service, refused=True)
+    page.get_by_role("button", name="Reset").click()
+    page.get_by_label("Your name").fill("Ada")
+    page.get_by_label("Reason").fill("a test")
+    page.locator("#confirm").click()
+    expect(page.locator("#dialog-error")).to_contain_text("DETENT_OPERATOR_TOKEN, this service was started without one")
 
 
 @pytest.mark.parametrize("leave", ["Escape", "cancel"])

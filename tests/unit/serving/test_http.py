@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from http_worlds import Client, decide_body, error_of, with_planner
+from http_worlds import OPERATOR, TOKENS, Client, decide_body, error_of, running, with_planner
 
 from masking import TradingState
 from serving import Bundle
@@ -150,12 +152,18 @@ def test_recent_decisions_are_newest_first_and_limited(client: Client) -> None:
 # --- commands ---------------------------------------------------------------------------------------------
 
 
-def test_commands_move_the_trading_state_and_are_recorded(engine: DecisionEngine, client: Client) -> None:
+@pytest.fixture
+def operator(engine: DecisionEngine) -> Iterator[Client]:
+    with running(engine, tokens=TOKENS) as client:
+        yield dataclasses.replace(client, token=OPERATOR)
+
+
+def test_commands_move_the_trading_state_and_are_recorded(engine: DecisionEngine, operator: Client) -> None:
     for path, state in (("/reduce_only", "REDUCE_ONLY"), ("/kill", "HALTED"), ("/reset", "ACTIVE")):
-        answer = client.post(path, COMMAND)
+        answer = operator.post(path, COMMAND)
         assert answer.status == 200
         assert (answer.json["command"], answer.json["person"], answer.json["detail"]) == (path[1:], "Ada", "a test")
-        assert client.get("/state").json["trading_state"] == state
+        assert operator.get("/state").json["trading_state"] == state
         assert engine.risk.trading_state == TradingState[state]
     assert [entry.record.command for entry in engine.ledger.read(-3)] == ["reduce_only", "kill", "reset"]  # type: ignore[union-attr]
 
@@ -177,10 +185,10 @@ def test_commands_move_the_trading_state_and_are_recorded(engine: DecisionEngine
 )
 @pytest.mark.parametrize("path", ["/kill", "/reduce_only", "/reset"])
 def test_a_command_for_which_nobody_answers_is_refused(
-    engine: DecisionEngine, client: Client, path: str, body: Any
+    engine: DecisionEngine, operator: Client, path: str, body: Any
 ) -> None:
     before = engine.risk
-    assert error_of(client.post(path, json.dumps(body).encode()), 400).startswith("body: ")
+    assert error_of(operator.post(path, json.dumps(body).encode()), 400).startswith("body: ")
     assert engine.risk == before
 
 

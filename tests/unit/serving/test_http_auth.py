@@ -113,9 +113,18 @@ def test_no_other_bytes_are_a_token(header: bytes) -> None:
     assert TOKENS.role(b"Bearer " + header) is Role.PUBLIC
 
 
-def test_without_tokens_everything_is_open(open_to_all: Client) -> None:
-    assert open_to_all.post("/reduce_only", COMMAND).status == 200
-    assert open_to_all.post("/reset", COMMAND).status == 200
+@pytest.mark.parametrize("headers", [{}, {"authorization": f"Bearer {OPERATOR}"}])
+def test_without_tokens_everything_is_open_but_to_trade_again(
+    engine: DecisionEngine, open_to_all: Client, headers: dict[str, str]
+) -> None:
+    for route in ROUTES:
+        if route.path != "/reset":
+            assert call(open_to_all, route, **headers) in (200, 400, 404)
+    assert open_to_all.post("/kill", COMMAND).status == 200
+    answer = open_to_all.post("/reset", COMMAND, **headers)
+    assert (answer.status, list(answer.json)) == (403, ["error"])
+    assert "expected DETENT_OPERATOR_TOKEN, this service was started without one" in answer.json["error"]
+    assert engine.risk.killed
 
 
 def test_tokens_come_from_the_environment() -> None:
@@ -166,7 +175,10 @@ def test_loopback_needs_none(host: str) -> None:
 def test_the_log_says_who_may_what(engine: DecisionEngine, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "serving.http.server"), running(engine):
         pass
-    assert "without tokens: whoever is on this machine may decide, halt and reset" in caplog.text
+    assert (
+        "without tokens: whoever is on this machine may decide and halt; a reset needs DETENT_OPERATOR_TOKEN"
+        in caplog.text
+    )
     caplog.clear()
     with caplog.at_level(logging.INFO, "serving.http.server"), running(engine, tokens=TOKENS):
         pass
@@ -206,8 +218,8 @@ def test_any_host_header_has_a_name(header: bytes) -> None:
     "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx"]
 )
 @pytest.mark.parametrize("path", ["/decide", "/kill", "/reduce_only", "/reset"])
-def test_what_changes_trading_must_be_sent_as_json(open_to_all: Client, path: str, content_type: str) -> None:
-    answer = open_to_all.post(path, COMMAND, content_type=content_type)
+def test_what_changes_trading_must_be_sent_as_json(guarded: Client, path: str, content_type: str) -> None:
+    answer = replace(guarded, token=OPERATOR).post(path, COMMAND, content_type=content_type)
     assert (answer.status, list(answer.json)) == (415, ["error"])
 
 
@@ -224,7 +236,7 @@ def test_pages_of_other_origins_may_not_send(open_to_all: Client, path: str, ori
 
 def test_its_own_page_may(open_to_all: Client) -> None:
     own = f"http://127.0.0.1:{open_to_all.port}"
-    assert open_to_all.post("/reset", COMMAND, origin=own, host=own.removeprefix("http://")).status == 200
+    assert open_to_all.post("/kill", COMMAND, origin=own, host=own.removeprefix("http://")).status == 200
 
 
 def test_no_page_gets_leave_to_ask_across_origins(open_to_all: Client) -> None:

@@ -94,7 +94,7 @@ def without_ledger(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     engine = make_engine(bundle, tmp_path)
     for name in ("append", "find", "head", "read"):
         monkeypatch.setattr(engine.ledger, name, fail)
-    with closing(engine), running(engine) as client:
+    with closing(engine), running(engine, tokens=TOKENS) as client:
         yield client
 
 
@@ -109,6 +109,7 @@ def test_with_a_ledger_that_fails_every_answer_is_as_the_document_says(
     def answered(case: Any) -> None:
         response = case.call_and_validate(
             base_url=f"http://{without_ledger.host}:{without_ledger.port}",
+            headers={"Authorization": f"Bearer {OPERATOR}"},
             checks=[status_code_conformance, content_type_conformance, response_schema_conformance],
         )
         # A command that cannot be recorded is the one thing that fails.
