@@ -140,7 +140,7 @@ def serve(
             open_parts.callback(book.close)
             engine = open_parts.enter_context(closing(DecisionEngine(opened, book, settings, limits=limits)))
             metrics = ServiceMetrics(engine)
-            server = HttpServer(engine, host, port, tokens=tokens, metrics=metrics)
+            server = _checked(lambda: HttpServer(engine, host, port, tokens=tokens, metrics=metrics))
             watcher = BundleWatcher(engine, champion, rival, interval=watch_seconds)
             # A standby may have waited long for its ledger.
             watcher.look()

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.engine import DecisionEngine
+from serving.errors import ServingError
 from serving.http.auth import LOOPBACK_HOSTS, OPERATOR_TOKEN, Tokens, check_bind, is_loopback
 from serving.http.endpoint import Endpoint, Gate
 from serving.http.limits import HttpLimits
@@ -98,8 +99,8 @@ class HttpServer:
             allowed_hosts: names in the Host header that are answered; None means loopback names where a loopback
                 address is bound, else all.
 
-        Raises: ServingError for malformed tokens, or without any on an address that other machines reach; OSError
-            where the address cannot be bound.
+        Raises: ServingError for malformed tokens, without any on an address that other machines reach, or for a name
+            that is unknown; OSError where the address cannot be bound.
         """
         self._tokens = Tokens.from_environment() if tokens is None else tokens
         check_bind(host, self._tokens)
@@ -170,7 +171,10 @@ async def _unrouted(request: Request, error: Exception) -> Response:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise ServingError(f"host: expected an address of this machine, was {host!r}: {error}") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

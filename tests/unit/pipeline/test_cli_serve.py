@@ -83,6 +83,14 @@ def test_tokens_that_are_none_end_with_78_and_stay_secret(
     assert token not in result.stderr
 
 
+def test_a_name_that_no_machine_can_have_ends_with_78(
+    bundle_path: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OPERATOR_TOKEN, "operator-token-0123456789")
+    result = serve(bundle_path, workdir, "--host", "x" * 64)
+    assert_refused(result, 78, f"host: expected an address of this machine, was '{'x' * 64}'")
+
+
 def test_a_registry_without_a_champion_ends_with_65_and_says_what_makes_one(workdir: Path) -> None:
     Tracker(None, "detent-nightly", workdir)
     words = "models:/detent-policy@champion: expected a version, was none; `detent retrain` makes and promotes one"
