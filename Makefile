@@ -34,7 +34,7 @@ retrain: $(READY) ## one nightly run in var/; ARGS are passed on
 	$(BIN)/detent retrain --workdir var $(ARGS) || { code=$$?; [ $$code -eq 10 ] || [ $$code -eq 11 ] || exit $$code; }
 
 test: $(READY) ## all tests, one file per core at a time; ARGS are passed to pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## style, types, import layers, stripped notebooks
 	$(BIN)/ruff check .
