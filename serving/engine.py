@@ -234,7 +234,7 @@ class DecisionEngine:
     def _recorded(self, record: DecisionRecord, risk: RiskState) -> tuple[DecisionRecord, bool]:
         body = encode(record)
         try:
-            entry = self.ledger.append(body, risk, event_id=record.event_id)
+            entry = self.ledger.append(body, event_id=record.event_id)
         except LedgerError as error:
             self._astray = True
             self._unrecorded[Reason.LEDGER_FAILED] += 1
@@ -267,7 +267,7 @@ class DecisionEngine:
         try:
             left = self.settings.timeout_ms / 1e3 - (self._clock.steady() - draft.begin)
             shadow = self._shadow_thread.call(lambda: draft.shadow(challenger, record), left)
-            self.ledger.append(encode(shadow), self._risk)
+            self.ledger.append(encode(shadow))
         except LateError:
             log.warning("shadow of decision %s: late", record.event_id)
             return None
@@ -399,7 +399,7 @@ class DecisionEngine:
             risk=risk,
         )
         try:
-            self.ledger.append(encode(record), risk)
+            self.ledger.append(encode(record))
         except LedgerError:
             self._astray = True
             raise

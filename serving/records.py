@@ -245,7 +245,7 @@ _REQUESTS = msgspec.json.Decoder(DecisionRequest)
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
-def encode(record: Record | RiskState | DecisionRequest) -> bytes:
+def encode(record: Record | DecisionRequest) -> bytes:
     """JSON with sorted keys: equal records, equal bytes. Numbers come back bit for bit."""
     return _ENCODER.encode(record)
 

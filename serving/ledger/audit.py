@@ -3,8 +3,7 @@
 The hashes form a chain from the first entry on, so no entry can be altered, dropped, inserted or moved without a break
 that `verify` finds, unless everything after it is rewritten too. Two things a chain alone cannot show: that entries at
 the end were cut off, and that all of it was rewritten from some entry on. Both show when the hash of a former head,
-noted down elsewhere, is no longer in the chain: give it to `verify`. The risk state beside the entries is not in the
-chain; it is compared with the last entry where that holds one, after a command.
+noted down elsewhere, is no longer in the chain: give it to `verify`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import msgspec
 from masking import HOLD
 from serving.bundle import Bundle
 from serving.deciders import Redecision, redecide
-from serving.errors import LedgerError
 from serving.ledger.base import Ledger, chain, genesis
 from serving.records import ControlRecord, DecisionRecord, Entry
 
@@ -72,13 +70,11 @@ def verify(ledger: Ledger, head_hash: str | None = None, *, progress: Progress =
         if entry.seq % _STEP == 0:
             progress(entry.seq, total)
     progress(total, total)
-    problem = _end_problem(ledger, previous)
-    if not seen:
-        problem = (
-            f"expected the hash {head_hash} in the chain, was none of {previous.seq} entries: entries at the end are "
-            "missing, or were written anew"
-        )
-    return Verification(previous.seq, previous.hash, None, problem)
+    problem = (
+        f"expected the hash {head_hash} in the chain, was none of {previous.seq} entries: entries at the end are "
+        "missing, or were written anew"
+    )
+    return Verification(previous.seq, previous.hash, None, "" if seen else problem)
 
 
 def _link_problem(previous: Entry, entry: Entry, rest: Iterator[Entry]) -> str:
@@ -102,19 +98,6 @@ def _link_problem(previous: Entry, entry: Entry, rest: Iterator[Entry]) -> str:
             "body was altered, or an entry before it was dropped, inserted or rewritten"
         )
     return f"entry {entry.seq} does not follow from entry {previous.seq}, nor does the rest follow from it"
-
-
-def _end_problem(ledger: Ledger, last: Entry) -> str:
-    try:
-        head, record = ledger.head(), last.record
-    except LedgerError as error:
-        return str(error)
-    except (msgspec.MsgspecError, UnicodeError):
-        return ""
-    # Whoever writes meanwhile has moved it on.
-    if head.seq == last.seq and isinstance(record, ControlRecord) and record.risk != head.risk:
-        return f"risk state: expected that of entry {last.seq}, {record.risk}, was {head.risk}"
-    return ""
 
 
 @dataclass(frozen=True)

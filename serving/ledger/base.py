@@ -1,4 +1,4 @@
-"""The ledger: append-only records, chained by hashes, and the state of the risk manager, written in one transaction."""
+"""The ledger: append-only records, chained by hashes; the newest one tells the state of the risk manager."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Head(NamedTuple):
     hash: str
     """Of the last entry, or `genesis(account)`."""
     risk: RiskState | None
-    """As last written; None in an empty ledger."""
+    """Of the last record; None in an empty ledger."""
 
 
 class Ledger(Protocol):
@@ -26,15 +26,15 @@ class Ledger(Protocol):
     account: str
 
     def head(self) -> Head:
-        """Where the next entry goes."""
+        """Where the next entry goes. Raises: LedgerError, also where the last entry is no record."""
         ...
 
     def find(self, event_id: str) -> Entry | None:
         """The live decision on an event, if there is one."""
         ...
 
-    def append(self, body: bytes, risk: RiskState, *, event_id: str | None = None) -> Entry:
-        """Write a record and the risk manager's state, both or neither.
+    def append(self, body: bytes, *, event_id: str | None = None) -> Entry:
+        """Write a record.
 
         Args: event_id: of a live decision; at most one entry each.
         Raises: LedgerError if it could not be written; nothing is then.

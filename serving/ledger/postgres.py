@@ -21,25 +21,25 @@ from psycopg.errors import UniqueViolation
 from serving.errors import LedgerError
 from serving.ledger.base import Head, chain
 from serving.ledger.session import Address, Session
-from serving.ledger.tail import check_newest, moved_on, to_head
-from serving.records import Entry, RiskState, encode
+from serving.ledger.tail import CHECKED, find_end, known_or_moved_on, to_head
+from serving.records import Entry
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.1, 5.0
 
 # One statement is one transaction and one round trip.
-_APPEND = """
-WITH entry AS (INSERT INTO detent.entries (account, seq, body, hash, event_id) VALUES (%s, %s, %s, %s, %s)
-               RETURNING account, seq)
-INSERT INTO detent.risk (account, seq, state) SELECT account, seq, %s::bytea FROM entry
-ON CONFLICT (account) DO UPDATE SET seq = excluded.seq, state = excluded.state
-"""
-_HEAD = """
-SELECT e.seq, e.hash, r.seq, r.state FROM detent.entries e LEFT JOIN detent.risk r ON r.account = e.account
-WHERE e.account = %s ORDER BY e.seq DESC LIMIT 1
-"""
+_APPEND = "INSERT INTO detent.entries (account, seq, body, hash, event_id) VALUES (%s, %s, %s, %s, %s)"
 _FIND = "SELECT seq, body, hash FROM detent.entries WHERE account = %s AND event_id = %s"
 _READ = """
 SELECT seq, body, hash FROM detent.entries WHERE account = %s AND seq > %s AND seq <= %s ORDER BY seq LIMIT 1000
+"""
+# From each account to the next in an index; PostgreSQL's own DISTINCT reads every entry.
+_ACCOUNTS = """
+WITH RECURSIVE accounts AS (
+    SELECT min(account) AS account FROM detent.entries
+    UNION ALL
+    SELECT (SELECT min(e.account) FROM detent.entries e WHERE e.account > a.account)
+    FROM accounts a WHERE a.account IS NOT NULL)
+SELECT account FROM accounts WHERE account IS NOT NULL LIMIT 10
 """
 _WATCH_S = 0.2
 
@@ -65,8 +65,8 @@ class PostgresLedger:
             read_only: without the lock; several may read while one writes.
             timeout_s: a server that does not answer for so long is given up.
 
-        Raises: LedgerError if the server cannot be reached, another process writes, or the newest entries do not
-            follow from each other. No message holds a password.
+        Raises: LedgerError if the server cannot be reached, another process writes, the newest entries do not follow
+            from each other, or the last one is no record. No message holds a password.
         """
         self._address = Address.parse(url, timeout_s)
         self.where = self._address.name
@@ -78,16 +78,16 @@ class PostgresLedger:
         self._trouble = "closed"
         # Since when a statement waits for its answer.
         self._since: float | None = None
-        # What the caller knows, and what is in the tables as far as known: None after a failure.
-        self._told: Head | None = None
-        self._head: Head | None = None
+        # The last entry: that the caller knows, and that is in the table as far as known: None after a failure.
+        self._told: Entry | None = None
+        self._end: Entry | None = None
         self._thread: threading.Thread | None = None
         self._writes_as = None if read_only else account
         self._session: Session | None = Session(self._address, self._writes_as, wait=self._stop if wait else None)
         try:
             self.account = self._only_account() if account is None else account
             if not read_only:
-                self._told = self._current()
+                self.head()
         except BaseException:
             self.close()
             raise
@@ -95,20 +95,22 @@ class PostgresLedger:
         self._thread.start()
 
     def head(self) -> Head:
-        """Where the next entry goes. Raises: LedgerError."""
+        """Where the next entry goes. Raises: LedgerError, also where the last entry is no record."""
         with self._lock:
             if self._read_only:
-                self._head = None
-            self._told = self._current()
-            return self._told
+                self._end = None
+            end = self._current()
+            head = to_head(end, self.where)
+            self._told = end
+            return head
 
     def find(self, event_id: str) -> Entry | None:
         """The live decision on an event, if there is one. Raises: LedgerError."""
         rows = self._run(_FIND, self.account, event_id)
         return Entry(*rows[0]) if rows else None
 
-    def append(self, body: bytes, risk: RiskState, *, event_id: str | None = None) -> Entry:
-        """Write a record and the risk manager's state, both or neither.
+    def append(self, body: bytes, *, event_id: str | None = None) -> Entry:
+        """Write a record.
 
         Args: event_id: of a live decision. One that is in the ledger gets its entry again, and nothing is written.
         Raises: LedgerError if it could not be written, or if that is unknown: the connection may be lost after the
@@ -118,16 +120,13 @@ class PostgresLedger:
         with self._lock:
             if self._read_only:
                 raise LedgerError(f"{self.where}: expected to be open for writing, was for reading only")
-            head = self._current()
-            if self._told is None or head[:2] != self._told[:2]:
-                known = None if event_id is None else self.find(event_id)
-                if known is None:
-                    raise moved_on(self._told, head, self.where)
-                return known
-            entry = Entry(head.seq + 1, body, chain(head.hash, body))
-            self._head = None
+            end = self._current()
+            if self._told != end:
+                return known_or_moved_on(self, event_id, self._told, end, self.where)
+            entry = Entry(end.seq + 1, body, chain(end.hash, body))
+            self._end = None
             try:
-                self._run(_APPEND, self.account, *(entry.seq, body, entry.hash, event_id, encode(risk)), prepare=True)
+                self._run(_APPEND, self.account, entry.seq, body, entry.hash, event_id, prepare=True)
             except LedgerError as error:
                 known = None
                 if event_id is not None and isinstance(error.__cause__, UniqueViolation):
@@ -135,7 +134,7 @@ class PostgresLedger:
                 if known is None:
                     raise
                 return known
-            self._told = self._head = Head(entry.seq, entry.hash, risk)
+            self._told = self._end = entry
             return entry
 
     def read(self, first: int = 1, last: int | None = None) -> Iterator[Entry]:
@@ -163,17 +162,15 @@ class PostgresLedger:
         with self._lock:
             self._drop("closed")
 
-    def _current(self) -> Head:
+    def _current(self) -> Entry:
         # Asked even where the head is known: a session made anew may find another.
         self._open_session()
-        if self._head is None:
-            if not self._read_only:
-                check_newest(self, self.where)
-            self._head = to_head(self._run(_HEAD, self.account), self.account, self.where)
-        return self._head
+        if self._end is None:
+            self._end = find_end(self, self.where, 0 if self._read_only else CHECKED)
+        return self._end
 
     def _only_account(self) -> str:
-        found = [str(row[0]) for row in self._run("SELECT account FROM detent.risk ORDER BY account LIMIT 10")]
+        found = [str(row[0]) for row in self._run(_ACCOUNTS)]
         if len(found) > 1:
             raise LedgerError(f"{self.where}: account: expected one of {', '.join(found)}, was none given")
         return found[0] if found else "default"
@@ -200,7 +197,7 @@ class PostgresLedger:
         return self._session
 
     def _drop(self, trouble: str) -> None:
-        session, self._session, self._head, self._trouble = self._session, None, None, trouble
+        session, self._session, self._end, self._trouble = self._session, None, None, trouble
         if session is not None:
             session.close()
 

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from serving.errors import LedgerError
 
-FORMAT = 1
+FORMAT = 2
 STANDBY_POLL_S = 0.5
 
 # The number in its last line is FORMAT.
@@ -25,8 +25,7 @@ CREATE TABLE IF NOT EXISTS detent.ledger (format integer NOT NULL);
 CREATE TABLE IF NOT EXISTS detent.entries (
     account text NOT NULL, seq bigint NOT NULL, body bytea NOT NULL, hash text NOT NULL, event_id text,
     PRIMARY KEY (account, seq), UNIQUE (account, event_id));
-CREATE TABLE IF NOT EXISTS detent.risk (account text PRIMARY KEY, seq bigint NOT NULL, state bytea NOT NULL);
-INSERT INTO detent.ledger SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM detent.ledger);
+INSERT INTO detent.ledger SELECT 2 WHERE NOT EXISTS (SELECT 1 FROM detent.ledger);
 """
 _HOLDER = """
 SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -127,7 +126,7 @@ class Session:
         if account is None:
             self.query("SET default_transaction_read_only = on")
         self.query(_DURABLE)
-        if self.query("SELECT to_regclass('detent.risk') IS NULL")[0][0]:
+        if self.query("SELECT to_regclass('detent.entries') IS NULL")[0][0]:
             if account is None:
                 raise LedgerError(f"{self._address.name}: expected a ledger, was a database without one")
             with self._connection.transaction():

@@ -18,23 +18,23 @@ from serving.errors import LedgerError
 from serving.ledger.base import Head, chain
 from serving.ledger.checkpointer import Checkpointer
 from serving.ledger.lockfile import LockFile
-from serving.ledger.tail import check_newest, moved_on, to_head
-from serving.records import Entry, RiskState, encode
+from serving.ledger.tail import CHECKED, find_end, known_or_moved_on, to_head
+from serving.records import Entry
 
 Fsync = Literal["always", "never"]
 
 APPLICATION_ID = 0x44744C67
 """Marks the file as a ledger; `file` and SQLite's own tools show it."""
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = (
     "CREATE TABLE ledger (account TEXT NOT NULL)",
     "CREATE TABLE entries (seq INTEGER PRIMARY KEY, body BLOB NOT NULL, hash TEXT NOT NULL, event_id TEXT UNIQUE)",
-    "CREATE TABLE risk (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL, state BLOB NOT NULL)",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {FORMAT}",
 )
-_HEAD = "SELECT e.seq, e.hash, r.seq, r.state FROM entries e LEFT JOIN risk r ON r.one = 1 ORDER BY e.seq DESC LIMIT 1"
+# A statement by itself is a transaction.
+_APPEND = "INSERT INTO entries VALUES (?, ?, ?, ?)"
 _PAGE = 1000
 # Opening may have to wait for a reader that puts the file in order after a crash; a decision cannot wait.
 _OPENING_S = 5.0
@@ -62,7 +62,7 @@ class SqliteLedger:
             read_only: several may read while one writes.
 
         Raises: LedgerError if it is missing (for reading), held by another writer, of another account, no ledger, or
-            if its newest entries do not follow from each other.
+            if its newest entries do not follow from each other or the last one is no record.
         """
         if account is None and not read_only:
             raise LedgerError(f"{path}: account: expected a name to write under, was None")
@@ -72,16 +72,16 @@ class SqliteLedger:
         self._connection: sqlite3.Connection | None = None
         self._held: LockFile | None = None
         self._checkpointer: Checkpointer | None = None
-        # What the caller knows, and what is in the file as far as known: None after a failure.
-        self._told: Head | None = None
-        self._head: Head | None = None
+        # The last entry: that the caller knows, and that is in the file as far as known: None after a failure.
+        self._told: Entry | None = None
+        self._end: Entry | None = None
         if not read_only:
             self._held = LockFile(self.path.with_name(f"{self.path.name}.lock"))
         try:
             self.account = self._open(account, fsync)
             self._files = self._identity()
             if not read_only:
-                self._told = self._current()
+                self.head()
                 self._run(f"PRAGMA busy_timeout = {_APPENDING_MS}")
                 self._checkpointer = Checkpointer(self.path, self._lock)
         except BaseException:
@@ -89,12 +89,14 @@ class SqliteLedger:
             raise
 
     def head(self) -> Head:
-        """Where the next entry goes. Raises: LedgerError."""
+        """Where the next entry goes. Raises: LedgerError, also where the last entry is no record."""
         with self._lock:
             if self._read_only:
-                self._head = None
-            self._told = self._current()
-            return self._told
+                self._end = None
+            end = self._current()
+            head = to_head(end, str(self.path))
+            self._told = end
+            return head
 
     def find(self, event_id: str) -> Entry | None:
         """The live decision on an event, if there is one. Raises: LedgerError."""
@@ -102,8 +104,8 @@ class SqliteLedger:
             rows = self._run("SELECT seq, body, hash FROM entries WHERE event_id = ?", (event_id,))
         return _entry(*rows[0]) if rows else None
 
-    def append(self, body: bytes, risk: RiskState, *, event_id: str | None = None) -> Entry:
-        """Write a record and the risk manager's state, both or neither.
+    def append(self, body: bytes, *, event_id: str | None = None) -> Entry:
+        """Write a record.
 
         Args: event_id: of a live decision. One that is in the ledger gets its entry again, and nothing is written.
         Raises: LedgerError if it could not be written (full disk, file gone, ...); nothing is then, and the next one
@@ -113,16 +115,13 @@ class SqliteLedger:
             if self._read_only:
                 raise LedgerError(f"{self.path}: expected to be open for writing, was for reading only")
             self._check_files()
-            head = self._current()
-            if self._told is None or head[:2] != self._told[:2]:
-                known = None if event_id is None else self.find(event_id)
-                if known is None:
-                    raise moved_on(self._told, head, str(self.path))
-                return known
-            entry = Entry(head.seq + 1, body, chain(head.hash, body))
-            self._head = None
+            end = self._current()
+            if self._told != end:
+                return known_or_moved_on(self, event_id, self._told, end, str(self.path))
+            entry = Entry(end.seq + 1, body, chain(end.hash, body))
+            self._end = None
             try:
-                self._write(entry, event_id, encode(risk))
+                self._open_connection().execute(_APPEND, (entry.seq, body, entry.hash, event_id))
             except sqlite3.IntegrityError as error:
                 known = None if event_id is None else self.find(event_id)
                 if known is None:
@@ -130,7 +129,7 @@ class SqliteLedger:
                 return known
             except (sqlite3.Error, UnicodeError) as error:
                 raise self._failed("append to", error) from error
-            self._told = self._head = Head(entry.seq, entry.hash, risk)
+            self._told = self._end = entry
             return entry
 
     def read(self, first: int = 1, last: int | None = None) -> Iterator[Entry]:
@@ -227,26 +226,11 @@ class SqliteLedger:
 
     # --- the file -----------------------------------------------------------------------------------------
 
-    def _write(self, entry: Entry, event_id: str | None, state: bytes) -> None:
-        connection = self._open_connection()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", (entry.seq, entry.body, entry.hash, event_id))
-            connection.execute("INSERT OR REPLACE INTO risk VALUES (1, ?, ?)", (entry.seq, state))
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-            raise
-
-    def _current(self) -> Head:
+    def _current(self) -> Entry:
         self._open_connection()
-        if self._head is None:
-            if not self._read_only:
-                check_newest(self, str(self.path))
-            self._head = to_head(self._run(_HEAD), self.account, str(self.path))
-        return self._head
+        if self._end is None:
+            self._end = find_end(self, str(self.path), 0 if self._read_only else CHECKED)
+        return self._end
 
     # Device and number of the file and of its log.
     def _identity(self) -> list[tuple[int, int]]:

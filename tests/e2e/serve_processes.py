@@ -29,7 +29,7 @@ from serving.engine import DecisionEngine
 from serving.http.server import HttpServer
 from serving.ledger.base import Head, chain
 from serving.ledger.sqlite import SqliteLedger
-from serving.records import Entry, RiskState
+from serving.records import Entry
 from serving.settings import Clock, EngineSettings
 
 PATIENCE_S = 120.0
@@ -146,17 +146,17 @@ class WritesLater(SqliteLedger):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._end = super().head()
-        self._waiting: SimpleQueue[tuple[bytes, RiskState, str | None] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[bytes, str | None] | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write_waiting, daemon=True)
         self._writer.start()
 
     def head(self) -> Head:
         return self._end
 
-    def append(self, body: bytes, risk: RiskState, *, event_id: str | None = None) -> Entry:
+    def append(self, body: bytes, *, event_id: str | None = None) -> Entry:
         entry = Entry(self._end.seq + 1, body, chain(self._end.hash, body))
-        self._end = Head(entry.seq, entry.hash, risk)
-        self._waiting.put((body, risk, event_id))
+        self._end = Head(entry.seq, entry.hash, entry.record.risk)
+        self._waiting.put((body, event_id))
         return entry
 
     def close(self) -> None:
@@ -167,9 +167,9 @@ class WritesLater(SqliteLedger):
 
     def _write_waiting(self) -> None:
         while (entry := self._waiting.get()) is not None:
-            body, risk, event_id = entry
+            body, event_id = entry
             time.sleep(0.02)
-            super().append(body, risk, event_id=event_id)
+            super().append(body, event_id=event_id)
 
 
 class Hanging:

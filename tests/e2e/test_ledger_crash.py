@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -14,6 +13,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from http_processes import environment
+from ledger_parts import body
 from services import RealPostgres
 
 from serving.ledger.audit import verify
@@ -29,6 +30,7 @@ SERVER_KILLS = 2
 # With LATE it does so before it writes, many at a time.
 WRITER = """
 import os, time
+from ledger_parts import body
 from serving.ledger import checkpointer
 from serving.errors import LedgerError
 from serving.ledger.open import open_ledger
@@ -38,7 +40,7 @@ def write(number):
     while True:
         try:
             ledger.head()
-            entry = ledger.append(b'{"n":%d}' % number, RiskState(peak=float(number)), event_id=f"event-{number}")
+            entry = ledger.append(body(RiskState(peak=float(number))), event_id=f"event-{number}")
         except LedgerError:
             time.sleep(0.005)
             continue
@@ -69,11 +71,14 @@ class Writer:
     """A writing process, and what it has acknowledged."""
 
     def __init__(self, where: str, *, fsync: str = "always", late: bool = False) -> None:
-        environment = {**os.environ, "LEDGER": where, "FSYNC": fsync, **({"LATE": "1"} if late else {})}
+        settings = {"LEDGER": where, "FSYNC": fsync, **({"LATE": "1"} if late else {})}
         # Into a file: nobody reads a pipe of complaints while numbers are waited for.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WRITER], stdout=subprocess.PIPE, stderr=self._errors, env=environment
+            [sys.executable, "-c", WRITER],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**environment(), **settings},
         )
         self.acknowledged = 0
 
@@ -123,7 +128,7 @@ def entries_after(ledger: Ledger, acknowledged: int) -> int:
     head = ledger.head()
     bodies = [entry.body for entry in ledger.read()]
     # Event n is entry n: none is missing, none is there twice.
-    assert bodies == [b'{"n":%d}' % number for number in range(1, head.seq + 1)]
+    assert bodies == [body(RiskState(peak=float(number))) for number in range(1, head.seq + 1)]
     assert head.risk == (RiskState(peak=float(head.seq)) if head.seq else None)
     # One may have been written and not acknowledged yet.
     assert head.seq in (acknowledged, acknowledged + 1)

@@ -18,6 +18,7 @@ import pytest
 import typer
 import yaml
 from deploy_files import DEPLOY, RUNBOOK, code_blocks, command_lines, compose_file, detent_arguments, shell_commands
+from ledger_parts import body
 
 from pipeline import cli_serve
 from pipeline.cli import app
@@ -279,7 +280,7 @@ class SqliteLedgerOf:
     def __enter__(self) -> SqliteLedger:
         for index in range(3):
             self.ledger.head()
-            self.ledger.append(b"{}" + b" " * index, RiskState())
+            self.ledger.append(body(RiskState(peak=float(index))))
         return self.ledger
 
     def __exit__(self, *_: object) -> None:

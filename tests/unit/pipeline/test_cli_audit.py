@@ -17,7 +17,7 @@ from pipeline.cli_audit import audit_app
 from serving import Bundle
 from serving.ledger.postgres import PostgresLedger
 from serving.ledger.sqlite import SqliteLedger
-from serving.records import ControlRecord, DecisionRecord, RiskState
+from serving.records import ControlRecord, DecisionRecord
 
 RUNNER = CliRunner()
 
@@ -110,7 +110,7 @@ def test_an_entry_is_shown_by_number_by_event_and_as_the_last(path: Path, bundle
 def test_an_event_may_be_named_like_a_number(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     with closing(SqliteLedger(path)) as ledger:
-        ledger.append(b"{}", RiskState(), event_id="17")
+        ledger.append(b"{}", event_id="17")
     assert audit_json("show", path, "17")[1]["seq"] == 1
 
 
@@ -222,7 +222,7 @@ def test_a_ledger_in_postgres_and_a_server_that_is_away(path: Path, postgres_ser
     assert audit("verify", url).exit_code == 65
     with closing(PostgresLedger(url, "main")) as ledger:
         for _, body, _ in rows(path):
-            ledger.append(body, RiskState())
+            ledger.append(body)
         code, found = audit_json("verify", url)
         assert (code, found["account"], found["entries"]) == (0, "main", len(rows(path)))
     result = audit("verify", url.replace(f":{postgres_server.port}/", ":1/"))

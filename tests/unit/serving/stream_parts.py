@@ -54,7 +54,7 @@ class TinyEngine:
             assert isinstance(found, DecisionRecord)
             return found
         try:
-            self.ledger.append(encode(new), RiskState(), event_id=new.event_id)
+            self.ledger.append(encode(new), event_id=new.event_id)
         except LedgerError as error:
             return record(new.event_id, Reason.LEDGER_FAILED, str(error))
         return new

@@ -25,7 +25,7 @@ from serving.ledger.base import chain, genesis
 from serving.ledger.postgres import PostgresLedger
 from serving.ledger.sqlite import SqliteLedger
 from serving.ledger.words import explain
-from serving.records import ControlRecord, DecisionRecord, Entry, Mode, Reason, RiskState, Source, encode
+from serving.records import ControlRecord, DecisionRecord, Entry, Mode, Reason, RiskState, Source, decode_record, encode
 
 Rows = list[tuple[int, bytes, str]]
 
@@ -135,8 +135,6 @@ def test_only_a_head_noted_elsewhere_shows_a_cut_or_rewritten_end(path: Path) ->
     head = entries[-1][2]
     for end in (entries[:-3], chained([*(body for _, body, _ in entries[:-1]), b"{}"])):
         put(path, end)
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("UPDATE risk SET seq = ?", (end[-1][0],))
         assert verified(path).ok
         found = verified(path, head)
         assert (found.ok, found.entries, found.broken_seq) == (False, len(end), None)
@@ -147,16 +145,18 @@ def test_a_kill_switch_opened_in_the_tables_is_found(path: Path) -> None:
     with closing(SqliteLedger(path)) as ledger:
         state = RiskState(killed=True, trading_state=2, manual_state=2)
         record = ControlRecord(time=1.0, command="kill", person="Ada", detail="why", bundle_hash="b", risk=state)
-        ledger.append(encode(record), state)
+        seq = ledger.append(encode(record)).seq
         assert verify(ledger).ok
+        assert ledger.head().risk == state
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE risk SET state = replace(state, 'true', 'false')")
+        opened = "UPDATE entries SET body = CAST(replace(body, 'true', 'false') AS BLOB) WHERE seq = ?"
+        connection.execute(opened, (seq,))
+    assert decode_record(rows(path)[-1][1]).risk == RiskState(trading_state=2, manual_state=2)
     found = verified(path)
-    assert "risk state: expected that of entry" in found.problem
-    assert "killed=True" in found.problem
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("DELETE FROM risk")
-    assert "was that of None" in verified(path).problem
+    assert (found.entries, found.broken_seq) == (seq - 1, seq)
+    assert f"entry {seq} does not follow from entry {seq - 1}" in found.problem
+    with pytest.raises(LedgerError, match=f"entry {seq} does not follow from entry {seq - 1}; nothing is added to it"):
+        SqliteLedger(path)
 
 
 @given(data=st.data())
@@ -180,7 +180,7 @@ def test_a_ledger_in_postgres_is_audited_the_same(path: Path, postgres_server, p
     url = postgres_server.new_database()
     with closing(PostgresLedger(url)) as ledger:
         for _, body, _ in rows(path):
-            ledger.append(body, RiskState(peak=1.0))
+            ledger.append(body)
     with closing(PostgresLedger(url, None, read_only=True)) as ledger:
         assert verify(ledger) == verified(path)
         bundles = {one.hash: one for one in (planned, bundle)}

@@ -17,7 +17,7 @@ from serving.deciders import redecide
 from serving.engine import DecisionEngine
 from serving.errors import LedgerError
 from serving.ledger.sqlite import SqliteLedger
-from serving.records import ControlRecord, Reason, RiskState
+from serving.records import ControlRecord, Reason
 from serving.settings import EngineSettings
 
 PATIENT = {"inference_ms": 60_000.0, "decision_ms": 60_000.0, "timeout_ms": 60_000.0}
@@ -109,10 +109,10 @@ def test_it_is_over_also_where_nobody_can_write_why(
     engine.decide(at(hands, 0, 1_000.0))
     append: Callable[..., Any] = engine.ledger.append
 
-    def only_decisions(body: bytes, risk: RiskState, *, event_id: str | None = None) -> Any:
+    def only_decisions(body: bytes, *, event_id: str | None = None) -> Any:
         if event_id is None:
             raise LedgerError("disk is full")
-        return append(body, risk, event_id=event_id)
+        return append(body, event_id=event_id)
 
     monkeypatch.setattr(engine.ledger, "append", only_decisions)
     assert engine.decide(at(hands, 1, 900.0)).flatten

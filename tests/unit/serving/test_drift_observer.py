@@ -309,8 +309,8 @@ def test_decisions_in_shadow_and_on_another_layout_and_entries_that_are_no_recor
     record = service.decide(rows[0])
     service.watch.flush()
     foreign = msgspec.structs.replace(record, event_id="foreign", state=record.state[4:], bar_time=START + 90 * DAY)
-    service.engine.ledger.append(encode(foreign), service.engine.risk)
-    service.engine.ledger.append(b"{}", service.engine.risk)
+    service.engine.ledger.append(b"{}")
+    service.engine.ledger.append(encode(foreign))
     assert through == by_hand(service.bundle, rows)
     assert restarted(service) == by_hand(service.bundle, np.concatenate((rows, rows[:1])))
 

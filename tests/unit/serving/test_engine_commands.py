@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from contextlib import closing
+from typing import Any, get_args
 
 import pytest
-from serving_parts import decisions, request
+from serving_parts import Hands, decisions, request
 
 from masking import HOLD
+from serving import Bundle
+from serving.canary import Canary
 from serving.engine import DecisionEngine
 from serving.errors import ControlError, LedgerError
-from serving.records import ControlRecord, Reason, RiskState
+from serving.ledger.sqlite import SqliteLedger
+from serving.records import Command, ControlRecord, DecisionRecord, Mode, Reason
 
 
 def test_commands_name_a_person_and_a_reason_and_are_recorded(engine_of: Callable[..., DecisionEngine]) -> None:
@@ -30,6 +34,58 @@ def test_commands_name_a_person_and_a_reason_and_are_recorded(engine_of: Callabl
     assert (record.risk.name, record.person, record.detail) == ("ACTIVE", "Grace", "drill is over")
     commands = [entry.record.command for entry in engine.ledger.read() if isinstance(entry.record, ControlRecord)]
     assert [name for name in commands if name != "start"] == ["reduce_only", "kill", "reset"]
+
+
+def test_after_each_kind_of_entry_the_ledger_tells_the_risk_state_in_force(
+    engine_of: Callable[..., DecisionEngine], bundle: Bundle, hands: Hands
+) -> None:
+    engine = engine_of(canary=Canary(capital_fraction=0.1, max_drawdown=0.03, max_failures=3))
+
+    def decide(event: str, **changes: Any) -> DecisionRecord:
+        hands.wall += 60.0
+        return engine.decide(request(event, position=0.5, capital=1e5, bar_time=hands.wall - 1.0, **changes))
+
+    def refuse() -> DecisionRecord:
+        return engine.refuse("unreadable", b"{", "no JSON")
+
+    steps: list[tuple[Callable[[], Any], list[str]]] = [
+        (lambda: None, ["start"]),
+        (lambda: decide("a", equity=1000.0), ["live"]),
+        (lambda: decide("b", equity=999.0, features={}), ["live"]),
+        (refuse, ["live"]),
+        (lambda: engine.note("drift", "new prices"), ["drift"]),
+        (lambda: engine.note("refused_bundle", "other columns"), ["refused_bundle"]),
+        (lambda: engine.challenge(bundle), ["shadow"]),
+        (lambda: decide("c", equity=998.0), ["live", "shadow decision"]),
+        (lambda: engine.use(bundle), ["bundle"]),
+        (lambda: engine.reduce_only("Ada", "news"), ["reduce_only"]),
+        (lambda: engine.kill("Ada", "drill"), ["kill"]),
+        (lambda: decide("d", equity=997.0), ["live", "shadow decision"]),
+        (lambda: engine.reset("Ada", "drill is over"), ["reset"]),
+        (lambda: decide("e", equity=900.0), ["live", "shadow decision", "canary_stop"]),
+    ]
+    seen, states = 0, []
+    for step, kinds in steps:
+        step()
+        with closing(SqliteLedger(engine.ledger.path, read_only=True)) as reader:  # type: ignore[attr-defined]
+            assert engine.ledger.head() == reader.head()
+            assert reader.head().risk == engine.risk
+            records = [entry.record for entry in reader.read(seen + 1)]
+        assert [kind_of(record) for record in records] == kinds
+        # A decision beside it changes nothing.
+        assert all(record.risk == engine.risk for record in records)
+        seen += len(records)
+        states.append(engine.risk)
+    told = {kind for _, kinds in steps for kind in kinds}
+    assert told == {*get_args(Command), "live", "shadow decision"}
+    assert len(set(states)) == 9
+    assert engine_of().risk == states[-1]
+
+
+def kind_of(record: DecisionRecord | ControlRecord) -> str:
+    if isinstance(record, ControlRecord):
+        return record.command
+    return "shadow decision" if record.mode is Mode.SHADOW else "live"
 
 
 def test_a_kill_switch_pulled_while_a_decision_is_made_stops_it(engine_of: Callable[..., DecisionEngine]) -> None:
@@ -65,7 +121,7 @@ def test_a_kill_that_waits_for_a_reset_is_not_forgotten_by_it(
         with pytest.raises(LedgerError):
             engine.kill("Ada", "now")
 
-    def slow(body: bytes, risk: RiskState, **event: Any) -> Any:
+    def slow(body: bytes, **event: Any) -> Any:
         if b'"reset"' in body:
             kills.append(threading.Thread(target=order))
             kills[0].start()
@@ -73,7 +129,7 @@ def test_a_kill_that_waits_for_a_reset_is_not_forgotten_by_it(
                 pass
         elif b'"kill"' in body:
             raise LedgerError("disk is full")
-        return append(body, risk, **event)
+        return append(body, **event)
 
     monkeypatch.setattr(engine.ledger, "append", slow)
     engine.reset("Ada", "go on")

@@ -129,6 +129,7 @@ def test_whatever_is_asked_nothing_forbidden_is_executed(
         assert make_dynamics().action_masks(state)[0, record.executed]
         assert record.reason is Reason.OK
     assert not record.flatten or record.executed == HOLD
+    assert fuzzed.ledger.head().risk == fuzzed.risk
 
 
 @pytest.fixture(scope="module")

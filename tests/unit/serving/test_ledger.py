@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger_parts import body
 
 from serving.errors import LedgerError
+from serving.ledger.audit import verify
 from serving.ledger.base import Ledger, chain, genesis
 from serving.ledger.checkpointer import checkpoint
 from serving.ledger.open import open_ledger
@@ -69,7 +71,18 @@ def risk(number: int) -> RiskState:
 
 def fill(ledger: Ledger, count: int, first: int = 1) -> None:
     for number in range(first, first + count):
-        ledger.append(b'{"n":%d}' % number, risk(number), event_id=f"event-{number}")
+        ledger.append(body(risk(number), str(number)), event_id=f"event-{number}")
+
+
+def put_foreign(where: str, ledger: Ledger, text: bytes) -> str:
+    """Write the next entry as somebody else would; its hash."""
+    head = ledger.head()
+    digest = chain(head.hash, text)
+    statement = "INSERT INTO entries VALUES (?, ?, ?, 'foreign')"
+    if where.startswith("postgresql:"):
+        statement = "INSERT INTO entries VALUES ('default', ?, ?, ?, 'foreign')"
+    execute(where, statement, head.seq + 1, text, digest)
+    return digest
 
 
 # --- every ledger -----------------------------------------------------------------------------------------
@@ -86,8 +99,8 @@ def test_an_empty_ledger_ends_at_the_genesis_of_its_account(opened: OpenLedger) 
 
 def test_each_hash_covers_the_one_before_and_the_body(opened: OpenLedger) -> None:
     ledger = opened()
-    first = ledger.append(b"one", risk(1))
-    second = ledger.append(b"two", risk(2), event_id="e")
+    first = ledger.append(b"one")
+    second = ledger.append(b"two", event_id="e")
     start = hashlib.sha256(b"detent ledger 1 default").hexdigest()
     assert first.hash == hashlib.sha256(start.encode() + b"one").hexdigest()
     assert second.hash == hashlib.sha256(first.hash.encode() + b"two").hexdigest()
@@ -98,13 +111,14 @@ def test_each_hash_covers_the_one_before_and_the_body(opened: OpenLedger) -> Non
 def test_entries_and_risk_state_are_there_after_reopening(opened: OpenLedger) -> None:
     ledger = opened()
     state = RiskState(trading_state=2, killed=True, manual_state=2, peak=0.1 + 0.2, equity=1e-300, bar_time=1.7e9)
-    entry = ledger.append(bytes(range(256)), state, event_id="Ereignis ü/🙂")
+    entry = ledger.append(bytes(range(256)), event_id="Ereignis ü/🙂")
+    last = ledger.append(body(state, "ü/🙂"))
     ledger.close()
     again = opened()
-    assert again.head() == (1, entry.hash, state)
-    assert list(again.read()) == [entry]
+    assert again.head() == (2, last.hash, state)
+    assert list(again.read()) == [entry, last]
     assert again.find("Ereignis ü/🙂") == entry
-    assert again.append(b"next", risk(2)).hash == chain(entry.hash, b"next")
+    assert again.append(b"next").hash == chain(last.hash, b"next")
 
 
 def test_entries_are_read_by_number(opened: OpenLedger) -> None:
@@ -136,13 +150,13 @@ def test_a_long_ledger_is_read_to_its_end(opened: OpenLedger) -> None:
 
 def test_an_event_is_recorded_once(opened: OpenLedger) -> None:
     ledger = opened()
-    first = ledger.append(b"decided", risk(1), event_id="e")
-    ledger.append(b"shadow", risk(2))
-    ledger.append(b"shadow", risk(3))
-    assert ledger.append(b"decided otherwise", risk(4), event_id="e") == first
+    first = ledger.append(body(risk(1)), event_id="e")
+    ledger.append(body(risk(2), "shadow"))
+    ledger.append(body(risk(3), "shadow"))
+    assert ledger.append(body(risk(4), "decided otherwise"), event_id="e") == first
     head = ledger.head()
     assert (head.seq, head.risk) == (3, risk(3))
-    assert ledger.append(b"next", risk(5), event_id="f").seq == 4
+    assert ledger.append(b"next", event_id="f").seq == 4
 
 
 def test_one_process_writes_and_is_named_to_the_next(opened: OpenLedger) -> None:
@@ -166,7 +180,7 @@ def test_others_read_while_one_writes(opened: OpenLedger) -> None:
     assert list(reader.read()) == list(ledger.read())
     assert reader.find("event-5") == ledger.find("event-5")
     with pytest.raises(LedgerError, match="expected to be open for writing"):
-        reader.append(b"", risk(6))
+        reader.append(b"")
     with pytest.raises(LedgerError, match="expected a name to write under"):
         opened(None)
     ledger.close()
@@ -177,7 +191,7 @@ def test_a_closed_ledger_says_so(opened: OpenLedger) -> None:
     ledger = opened()
     ledger.close()
     ledger.close()
-    uses = (ledger.head, lambda: ledger.append(b"", risk(1)), lambda: ledger.find("e"), lambda: list(ledger.read()))
+    uses = (ledger.head, lambda: ledger.append(b""), lambda: ledger.find("e"), lambda: list(ledger.read()))
     for use in uses:
         with pytest.raises(LedgerError, match="closed"):
             use()
@@ -190,8 +204,8 @@ def test_threads_share_a_ledger(opened: OpenLedger) -> None:
     def work(thread: int) -> None:
         together.wait()
         for number in range(30):
-            ledger.append(b"%d of %d" % (number, thread), risk(number), event_id=f"event-{number}")
-            ledger.append(b"%d of %d, shadow" % (number, thread), risk(number))
+            ledger.append(body(risk(number), f"of {thread}"), event_id=f"event-{number}")
+            ledger.append(body(risk(number), f"of {thread}, shadow"))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
@@ -232,23 +246,56 @@ def test_a_missing_entry_near_the_end_is_found_at_opening(
         opened()
 
 
-@pytest.mark.parametrize(
-    ("statement", "message"),
-    [
-        ("UPDATE risk SET seq = 2", "risk state: expected that of entry 3, was that of 2"),
-        ("DELETE FROM risk", "risk state: expected that of entry 3, was that of None"),
-        ("UPDATE risk SET state = 'nonsense'", "risk state of entry 3: JSON is malformed"),
-    ],
-)
-def test_a_risk_state_that_is_not_of_the_last_entry_is_refused(
-    where: str, opened: OpenLedger, statement: str, message: str
-) -> None:
+@pytest.mark.parametrize("altered", [body(risk(9), "3"), body(risk(3), "3") + b" ", b"nonsense"])
+def test_a_risk_state_that_was_altered_is_refused_and_found(where: str, opened: OpenLedger, altered: bytes) -> None:
     ledger = opened()
     fill(ledger, 3)
     ledger.close()
-    execute(where, statement)
+    execute(where, "UPDATE entries SET body = ? WHERE seq = 3", altered)
+    with pytest.raises(LedgerError, match="entry 3 does not follow from entry 2"):
+        opened()
+    found = verify(opened(read_only=True))
+    assert (found.entries, found.broken_seq) == (2, 3)
+
+
+NO_RECORDS = {
+    "another": (b"{}", "missing required field `kind`"),
+    "no text": (b"\xff", "JSON is malformed"),
+    "half a text": (b'{"kind":"control","person":"\xff"}', "can't decode byte 0xff"),
+    "too deep": (b'{"kind":"control","x":' + b"[" * 100_000, "maximum recursion depth"),
+    "no risk state": (body(risk(4)).replace(b'"risk"', b'"rusk"'), "missing required field `risk`"),
+}
+
+
+@pytest.mark.parametrize("name", NO_RECORDS)
+def test_where_the_last_entry_is_no_record_nobody_knows_the_risk_state(opened: OpenLedger, name: str) -> None:
+    wrong, why = NO_RECORDS[name]
+    message = f"entry 4: expected a record, was none: .*{why}"
+    ledger = opened()
+    fill(ledger, 3)
+    ledger.append(wrong)
+    with pytest.raises(LedgerError, match=message):
+        ledger.head()
+    ledger.close()
     with pytest.raises(LedgerError, match=message):
         opened()
+    reader = opened(read_only=True)
+    with pytest.raises(LedgerError, match=message):
+        reader.head()
+    assert [entry.seq for entry in reader.read()] == [1, 2, 3, 4]
+
+
+def test_a_caller_who_could_not_be_told_the_risk_state_may_not_append(where: str, opened: OpenLedger) -> None:
+    ledger = opened()
+    fill(ledger, 1)
+    put_foreign(where, ledger, b"{}")
+    with pytest.raises(LedgerError):
+        fill(ledger, 1, first=2)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="entry 2: expected a record, was none"):
+            ledger.head()
+        with pytest.raises(LedgerError, match="knows entry 1 as the last, it is entry 2: ask for the head"):
+            fill(ledger, 1, first=2)
 
 
 def test_an_event_that_cannot_be_stored_leaves_nothing(opened: OpenLedger) -> None:
@@ -256,12 +303,12 @@ def test_an_event_that_cannot_be_stored_leaves_nothing(opened: OpenLedger) -> No
     fill(ledger, 1)
     before = ledger.head()
     with pytest.raises(LedgerError):
-        ledger.append(b"x", risk(2), event_id="\ud800")
+        ledger.append(body(risk(2)), event_id="\ud800")
     with pytest.raises(LedgerError):
         ledger.find("\ud800")
     assert ledger.head() == before
     fill(ledger, 1, first=2)
-    assert [entry.body for entry in ledger.read()] == [b'{"n":1}', b'{"n":2}']
+    assert [entry.body for entry in ledger.read()] == [body(risk(number), str(number)) for number in (1, 2)]
 
 
 # --- SQLite -----------------------------------------------------------------------------------------------
@@ -276,20 +323,19 @@ def test_any_sequence_of_appends_is_what_a_list_and_a_dictionary_say(
     path = tmp_path_factory.mktemp("ledger") / "ledger.db"
     bodies: list[bytes] = []
     seen: dict[str, int] = {}
-    state: RiskState | None = None
     for part in (appends[: len(appends) // 2], appends[len(appends) // 2 :]):
         with contextlib.closing(SqliteLedger(path, fsync="never")) as ledger:
-            for body, event in part:
+            # Opened once more, a ledger must end with a record.
+            for new, event in (*part, (body(risk(len(part))), None)):
                 if event in seen:
-                    assert ledger.append(body, risk(-1), event_id=event).seq == seen[event]
+                    assert ledger.append(new, event_id=event).seq == seen[event]
                     continue
-                bodies.append(body)
-                state = risk(len(bodies))
-                assert ledger.append(body, state, event_id=event).seq == len(bodies)
+                bodies.append(new)
+                assert ledger.append(new, event_id=event).seq == len(bodies)
                 if event is not None:
                     seen[event] = len(bodies)
             assert [entry.body for entry in ledger.read()] == bodies
-            assert (ledger.head().seq, ledger.head().risk) == (len(bodies), state)
+            assert (ledger.head().seq, ledger.head().risk) == (len(bodies), risk(len(part)))
 
 
 @pytest.mark.parametrize(("fsync", "level"), [("always", 2), ("never", 1)])
@@ -329,8 +375,8 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     SqliteLedger(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(LedgerError, match="format: expected 1, was 2"):
+        connection.execute("PRAGMA user_version = 1")
+    with pytest.raises(LedgerError, match="format: expected 2, was 1, of another version"):
         SqliteLedger(path)
 
 
@@ -353,14 +399,12 @@ def test_an_entry_of_somebody_else_stops_the_writer_until_it_asks_for_the_head(t
     path = tmp_path / "ledger.db"
     with contextlib.closing(SqliteLedger(path)) as ledger:
         fill(ledger, 1)
-        foreign = chain(ledger.head().hash, b"foreign")
-        execute(str(path), "INSERT INTO entries VALUES (2, ?, ?, 'foreign')", b"foreign", foreign)
-        execute(str(path), "UPDATE risk SET seq = 2")
+        digest = put_foreign(str(path), ledger, body(risk(7)))
         for message in ("UNIQUE constraint failed", "knows entry 1 as the last, it is entry 2: ask for the head"):
             with pytest.raises(LedgerError, match=message):
                 fill(ledger, 1, first=2)
-        assert ledger.append(b"again", risk(2), event_id="foreign").body == b"foreign"
-        assert ledger.head()[:2] == (2, foreign)
+        assert ledger.append(body(risk(2)), event_id="foreign").body == body(risk(7))
+        assert ledger.head() == (2, digest, risk(7))
         fill(ledger, 1, first=3)
         assert [entry.seq for entry in ledger.read()] == [1, 2, 3]
 
@@ -412,21 +456,22 @@ def test_on_a_full_disk_nothing_is_half_written_and_the_next_append_works_once_t
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1 << 20))
     with contextlib.closing(SqliteLedger(small_disk / "ledger.db", fsync="never")) as ledger:
-        body = b'"' + b"x" * 3000 + b'"'
+        long = "x" * 3000
         written = 0
         with contextlib.suppress(LedgerError):
             while written < 10_000:
-                ledger.append(body, risk(written), event_id=f"event-{written}")
+                ledger.append(body(risk(written), long), event_id=f"event-{written}")
                 written += 1
         assert 10 < written < 10_000
         with pytest.raises(LedgerError, match="disk is full"):
-            ledger.append(body, risk(written), event_id=f"event-{written}")
+            ledger.append(body(risk(written), long), event_id=f"event-{written}")
         assert (ledger.head().seq, ledger.head().risk) == (written, risk(written - 1))
         assert ledger.find(f"event-{written}") is None
         ballast.unlink()
-        assert ledger.append(body, risk(written), event_id=f"event-{written}").seq == written + 1
+        assert ledger.append(body(risk(written), long), event_id=f"event-{written}").seq == written + 1
     with contextlib.closing(SqliteLedger(small_disk / "ledger.db")) as again:
         assert len(list(again.read())) == again.head().seq == written + 1
+        assert again.head().risk == risk(written)
 
 
 def test_no_room_even_to_create_one(small_disk: Path) -> None:
@@ -440,6 +485,7 @@ def test_no_room_even_to_create_one(small_disk: Path) -> None:
 
 LIMITED = """
 import json, resource, sys
+from ledger_parts import body
 from serving.errors import LedgerError
 from serving.ledger.sqlite import SqliteLedger
 from serving.records import RiskState
@@ -448,26 +494,31 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 acknowledged, errors = 0, []
 while len(errors) < 3:
     try:
-        ledger.append(b"x" * 2000, RiskState(peak=float(acknowledged + 1)), event_id=f"event-{acknowledged}")
+        ledger.append(body(RiskState(peak=float(acknowledged)), "x" * 2000), event_id=f"event-{acknowledged}")
         acknowledged += 1
     except LedgerError as error:
         errors.append(str(error))
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-ledger.append(b"after", RiskState(peak=float(acknowledged + 1)), event_id=f"event-{acknowledged}")
+ledger.append(body(RiskState(peak=float(acknowledged)), "after"), event_id=f"event-{acknowledged}")
 print(json.dumps({"acknowledged": acknowledged + 1, "errors": errors}))
 """
 
 
 def test_a_file_that_may_not_grow_fails_like_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], env=environment, capture_output=True, text=True, check=True
+    )
     report = json.loads(done.stdout)
     assert len(report["errors"]) == 3
     assert all("cannot append to the ledger: disk I/O error" in error for error in report["errors"])
     with contextlib.closing(SqliteLedger(path)) as ledger:
-        assert ledger.head().seq == report["acknowledged"] > 5
-        assert ledger.head().risk == RiskState(peak=float(report["acknowledged"]))
-        assert [entry.body for entry in ledger.read(-2)] == [b"x" * 2000, b"after"]
+        count = report["acknowledged"]
+        before, last = RiskState(peak=float(count - 2)), RiskState(peak=float(count - 1))
+        assert (ledger.head().seq, ledger.head().risk) == (count, last)
+        assert count > 5
+        assert [entry.body for entry in ledger.read(-2)] == [body(before, "x" * 2000), body(last, "after")]
 
 
 def test_an_archived_ledger_is_read_where_nothing_can_be_written(small_disk: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from ledger_parts import body
 from services import RealPostgres
 
 from serving.errors import LedgerError
 from serving.ledger.base import chain
-from serving.ledger.postgres import PostgresLedger
+from serving.ledger.postgres import _ACCOUNTS, PostgresLedger
 from serving.records import RiskState
 
 
@@ -38,7 +39,11 @@ def risk(number: int) -> RiskState:
 
 def fill(ledger: PostgresLedger, count: int, first: int = 1) -> None:
     for number in range(first, first + count):
-        ledger.append(b"%d" % number, risk(number), event_id=f"event-{number}")
+        ledger.append(body(risk(number), str(number)), event_id=f"event-{number}")
+
+
+def bodies(*numbers: int) -> list[bytes]:
+    return [body(risk(number), str(number)) for number in numbers]
 
 
 def sql(url: str, statement: str, *values: Any) -> list[Any]:
@@ -70,23 +75,40 @@ def end_session(url: str, ledger: PostgresLedger) -> None:
 def foreign_entry(url: str, ledger: PostgresLedger, event_id: str) -> str:
     """What another process, holding the lock in between, would have written."""
     head = ledger.head()
-    digest = chain(head.hash, b"foreign")
-    values = (head.seq + 1, b"foreign", digest, event_id)
+    digest = chain(head.hash, body(risk(7)))
+    values = (head.seq + 1, body(risk(7)), digest, event_id)
     sql(url, "INSERT INTO detent.entries VALUES ('default', %s, %s, %s, %s)", *values)
-    sql(url, "UPDATE detent.risk SET seq = %s", head.seq + 1)
     return digest
 
 
 def test_accounts_of_a_database_have_chains_of_their_own(url: str, ledger: PostgresLedger) -> None:
     with closing(PostgresLedger(url, "other")) as other:
-        assert ledger.append(b"x", risk(1), event_id="e").seq == 1
-        assert other.append(b"x", risk(2), event_id="e").seq == 1
+        assert ledger.append(body(risk(1)), event_id="e").seq == 1
+        assert other.append(body(risk(2)), event_id="e").seq == 1
         assert ledger.head().hash != other.head().hash
         assert (ledger.head().risk, other.head().risk) == (risk(1), risk(2))
     with pytest.raises(LedgerError, match="account: expected one of default, other, was none given"):
         PostgresLedger(url, None, read_only=True)
     with closing(PostgresLedger(url, "third", read_only=True)) as third:
         assert third.head().seq == 0
+
+
+def test_accounts_are_found_without_reading_every_entry(url: str) -> None:
+    PostgresLedger(url).close()
+    with closing(PostgresLedger(url, None, read_only=True)) as reader:
+        assert (reader.account, reader.head().seq) == ("default", 0)
+    many = "INSERT INTO detent.entries SELECT %s, number, '', '', NULL FROM generate_series(1, %s) number"
+    for account, count in (("a", 1), ("b", 30_000), ("c", 1)):
+        sql(url, many, account, count)
+    sql(url, "ANALYZE detent.entries")
+    with pytest.raises(LedgerError, match="account: expected one of a, b, c, was none given"):
+        PostgresLedger(url, None, read_only=True)
+    plan = "\n".join(row[0] for row in sql(url, f"EXPLAIN VERBOSE {_ACCOUNTS}"))
+    assert "Index Only Scan" in plan
+    assert "Seq Scan" not in plan
+    sql(url, many.replace("%s", "'b' || number", 1), 10)
+    with pytest.raises(LedgerError, match="expected one of a, b, b1, b10, b2, b3, b4, b5, b6, b7, was none given"):
+        PostgresLedger(url, None, read_only=True)
 
 
 def test_reading_creates_nothing(url: str) -> None:
@@ -101,17 +123,17 @@ def test_tables_are_created_once_by_whoever_comes_first(url: str) -> None:
     def work(number: int) -> int:
         together.wait()
         with closing(PostgresLedger(url, f"account {number}")) as ledger:
-            return ledger.append(b"x", risk(number)).seq
+            return ledger.append(body(risk(number))).seq
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(work, range(6))) == [1] * 6
-    assert sql(url, "SELECT format FROM detent.ledger") == [(1,)]
+    assert sql(url, "SELECT format FROM detent.ledger") == [(2,)]
 
 
 def test_tables_of_another_version_are_refused(url: str) -> None:
     PostgresLedger(url).close()
-    sql(url, "UPDATE detent.ledger SET format = 2")
-    with pytest.raises(LedgerError, match=r"format: expected 1, was \[2\]"):
+    sql(url, "UPDATE detent.ledger SET format = 1")
+    with pytest.raises(LedgerError, match=r"format: expected 2, was \[1\], of another version"):
         PostgresLedger(url)
 
 
@@ -122,15 +144,15 @@ def test_an_acknowledged_entry_is_on_disk_whatever_the_default_is(url: str) -> N
         assert ledger._run("SHOW synchronous_commit") == [("on",)]
 
 
-def test_record_and_risk_state_are_written_together_or_not_at_all(url: str, ledger: PostgresLedger) -> None:
+def test_an_append_that_fails_leaves_record_and_risk_state_as_they_were(url: str, ledger: PostgresLedger) -> None:
     fill(ledger, 1)
     before = ledger.head()
-    sql(url, "ALTER TABLE detent.risk ADD CONSTRAINT full_disk CHECK (seq < 2)")
+    sql(url, "ALTER TABLE detent.entries ADD CONSTRAINT full_disk CHECK (seq < 2)")
     with pytest.raises(LedgerError, match="full_disk"):
         fill(ledger, 1, first=2)
     assert ledger.find("event-2") is None
     assert ledger.head() == before
-    sql(url, "ALTER TABLE detent.risk DROP CONSTRAINT full_disk")
+    sql(url, "ALTER TABLE detent.entries DROP CONSTRAINT full_disk")
     fill(ledger, 1, first=2)
     assert (ledger.head().seq, ledger.head().risk) == (2, risk(2))
 
@@ -169,7 +191,7 @@ def test_a_lost_session_fails_one_append_and_comes_back_with_its_lock(url: str, 
     with pytest.raises(LedgerError, match=r"terminat|closed"):
         fill(ledger, 1, first=3)
     in_time(lambda: fill(ledger, 1, first=3))
-    assert [entry.body for entry in ledger.read()] == [b"1", b"2", b"3"]
+    assert [entry.body for entry in ledger.read()] == bodies(1, 2, 3)
     with pytest.raises(LedgerError, match=f"held by detent pid {os.getpid()} on "):
         PostgresLedger(url)
 
@@ -188,7 +210,7 @@ def test_without_a_server_each_call_says_so_and_all_is_there_when_it_is_back(
     postgres_server.restart()
     in_time(lambda: fill(ledger, 1, first=3))
     assert (ledger.head().seq, ledger.head().risk) == (3, risk(3))
-    assert [entry.body for entry in ledger.read()] == [b"1", b"2", b"3"]
+    assert [entry.body for entry in ledger.read()] == bodies(1, 2, 3)
 
 
 def test_a_server_that_does_not_answer_is_given_up(url: str, postgres_server: RealPostgres) -> None:
@@ -213,7 +235,7 @@ def test_a_server_that_does_not_answer_is_given_up(url: str, postgres_server: Re
             fill(ledger, 1, first=2)
 
         in_time(again)
-        assert [entry.body for entry in ledger.read()] == [b"1", b"2"]
+        assert [entry.body for entry in ledger.read()] == bodies(1, 2)
 
 
 def test_what_another_process_wrote_meanwhile_is_not_written_over(url: str, ledger: PostgresLedger) -> None:
@@ -231,8 +253,8 @@ def test_what_another_process_wrote_meanwhile_is_not_written_over(url: str, ledg
     assert not moved(), "the first try meets the other's entry"
     assert moved()
     assert moved()
-    assert ledger.append(b"again", risk(9), event_id="foreign").body == b"foreign"
-    assert ledger.head()[:2] == (2, digest)
+    assert ledger.append(body(risk(9)), event_id="foreign").body == body(risk(7))
+    assert ledger.head() == (2, digest, risk(7))
     fill(ledger, 1, first=3)
     assert [entry.seq for entry in ledger.read()] == [1, 2, 3]
 
@@ -254,6 +276,6 @@ def test_a_standby_takes_over_when_the_writer_goes(url: str, ledger: PostgresLed
 
 def test_an_event_that_postgres_cannot_store_is_an_error_of_that_append_only(ledger: PostgresLedger) -> None:
     with pytest.raises(LedgerError, match="NUL"):
-        ledger.append(b"x", risk(1), event_id="a\x00b")
+        ledger.append(body(risk(1)), event_id="a\x00b")
     fill(ledger, 1)
     assert ledger.head().seq == 1

@@ -93,7 +93,7 @@ def report(tmp_path: Path) -> Report:
     def make(*records: Record, columns: dict[str, tuple[str, ...]] | None = None, **options: int) -> ShadowReport:
         with closing(SqliteLedger(tmp_path / "ledger.db", fsync="never")) as ledger:
             for record in records:
-                ledger.append(encode(record), RiskState())
+                ledger.append(encode(record))
             return reported(ledger, {LIVE: NAMES} if columns is None else columns, **options)
 
     return make
@@ -172,7 +172,7 @@ def test_kills_and_commands_count_while_a_challenger_is_on_trial(report: Report)
 
 def test_what_is_no_record_is_an_error(tmp_path: Path) -> None:
     with closing(SqliteLedger(tmp_path / "ledger.db")) as ledger:
-        ledger.append(b"{}", RiskState())
+        ledger.append(b"{}")
         with pytest.raises(LedgerError, match="entry 1: expected a record"):
             reported(ledger, {})
 

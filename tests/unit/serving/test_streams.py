@@ -22,7 +22,7 @@ from stream_parts import Running, TinyEngine, pending, published, record, send, 
 from serving.engine import DecisionEngine
 from serving.errors import LedgerError
 from serving.ledger.sqlite import SqliteLedger
-from serving.records import DecisionRecord, Mode, Reason, RiskState, encode
+from serving.records import DecisionRecord, Mode, Reason, encode
 from serving.stream.connection import Backoff, connect
 from serving.stream.output import DecisionStream
 from serving.stream.requests import event_name
@@ -339,9 +339,9 @@ def test_an_engine_that_only_says_so_loses_nothing(engine: TinyEngine, client: A
 
 def test_only_live_decisions_are_published_whoever_asked(engine: TinyEngine, client: Any, url: str) -> None:
     settings = settings_of()
-    engine.ledger.append(b'{"kind":"control"}', RiskState())
+    engine.ledger.append(b'{"kind":"control"}')
     engine.decide(request("by http"), body=b"")
-    engine.ledger.append(encode(record("by http", Reason.OK, "", Mode.SHADOW)), RiskState())
+    engine.ledger.append(encode(record("by http", Reason.OK, "", Mode.SHADOW)))
     send(client, settings, "e1")
     work(engine, url, settings, ["e1"])
     assert published(client, settings) == [("2-0", "by http"), ("4-0", "e1")]
