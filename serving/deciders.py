@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class Proposal(NamedTuple):
     value: float
     """Expected discounted reward."""
     probabilities: tuple[float, ...]
-    """[A]; a planner is sure."""
+    """[A]; a planner is sure. Empty where a number of the answer is not finite."""
     fallback: bool
     """The graph could not decide; `action` is Hold."""
 
@@ -142,4 +143,8 @@ def only_hold(num_actions: int) -> tuple[bool, ...]:
 
 
 def _proposal(outputs: PolicyOutputs | PlannerOutputs, probabilities: tuple[float, ...]) -> Proposal:
-    return Proposal(int(outputs.action[0]), float(outputs.value[0]), probabilities, bool(outputs.fallback[0]))
+    value = float(outputs.value[0])
+    if not all(map(math.isfinite, (value, *probabilities))):
+        # Against the graph's contract, and JSON has no word for it: a record must come back as it was written.
+        return Proposal(HOLD, 0.0, (), True)
+    return Proposal(int(outputs.action[0]), value, probabilities, bool(outputs.fallback[0]))

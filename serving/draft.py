@@ -124,7 +124,10 @@ class Draft:
             self.row, self.verdict = self.row.copy(), None
             uncertainty = challenger.fill_uncertainty(self.row)
             self.uncertainty = uncertainty if math.isfinite(uncertainty) else None
-            chosen = challenger.by_policy(self.row, self.callers)
+            proposal = challenger.by_policy(self.row, self.callers)
+            if not proposal.probabilities:
+                raise HoldError(Reason.NON_FINITE, "the challenger's answer is not finite")
+            chosen = proposal
             source = Source.HOLD if chosen.fallback else Source.POLICY
             if challenger.has_planner:
                 planned = challenger.by_planner(self.row, self.callers)

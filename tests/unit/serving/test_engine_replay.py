@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from serving_parts import DAY, FEATURES, START, Hands, assert_again, decisions, request
 
 from masking import HOLD
-from serving import Bundle, open_bundle
+from serving import Bundle, PolicyOutputs, open_bundle
 from serving.deciders import redecide
 from serving.engine import DecisionEngine
 from serving.ledger.sqlite import SqliteLedger
@@ -51,6 +51,33 @@ def test_a_challenger_decides_in_shadow_on_the_same_state_and_cannot_disturb(
     assert engine.decide(request("on")).reason is Reason.OK
     engine.challenge(None)
     assert engine.challenger is None
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("output", ["probabilities", "value"])
+def test_an_answer_that_is_not_finite_holds_and_its_records_can_be_read(
+    engine_of: Callable[..., DecisionEngine],
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    number: float,
+) -> None:
+    run_policy = Bundle.run_policy
+
+    def answer(self: Bundle, state: Any, masks: Any) -> PolicyOutputs:
+        found = run_policy(self, state, masks)
+        return found._replace(**{output: np.full_like(getattr(found, output), number)})
+
+    engine = engine_of()
+    engine.challenge(bundle)
+    monkeypatch.setattr(Bundle, "run_policy", answer)
+    record = engine.decide(request("live"))
+    live, shadow = decisions(engine)
+    assert (record.reason, record.executed) == (Reason.NON_FINITE, HOLD)
+    assert engine.ledger.head().risk == engine.risk
+    for found in (live, shadow):
+        assert (found.reason, found.probabilities, found.value) == (Reason.NON_FINITE, (), None)
+        assert_again(bundle, found)
 
 
 def test_a_challenger_that_hangs_delays_nobody(
