@@ -160,6 +160,10 @@ def test_blocked_and_explain_say_exactly_what_the_masks_say(rows: list[Row], lim
         assert explained == {
             (int(action), name) for name, verdict in blocked.items() for action in np.flatnonzero(verdict[row])
         }
+        denied = rules.denied(column_state(rows[row : row + 1]))
+        assert denied == {
+            name: tuple(np.flatnonzero(verdict[row])) for name, verdict in blocked.items() if verdict[row].any()
+        }
 
 
 @given(limit=limits(), rows=batches())

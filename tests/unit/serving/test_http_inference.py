@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from http_worlds import Client, error_of, running, with_planner
 from serving import Bundle, OnnxPlanner, OnnxPolicy
 from serving.engine import DecisionEngine
 from serving.http.server import HttpLimits
+from serving.http.service import SHORT_BODY
 
 STATES = np.array([[0, 0, 0.2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0.01, 0, 0.3, 0.1, *[0] * 10]], dtype=np.float32)
 
@@ -40,6 +42,26 @@ def test_inference_is_that_of_the_bundle_and_leaves_no_trace(engine: DecisionEng
     assert (found["fallback"]["data"], found["overridden"]["data"]) == ([False, False], [False, False])
     assert list(engine.ledger.read(-1)) == before
     assert not engine.recent
+
+
+def test_long_inferences_leave_the_event_loop_and_say_the_same(
+    engine: DecisionEngine, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    run_policy = Bundle.run_policy
+
+    def watched(self: Bundle, state: Any, masks: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return run_policy(self, state, masks)
+
+    monkeypatch.setattr(Bundle, "run_policy", watched)
+    answers = [
+        client.post("/v2/models/policy/infer", {"inputs": [tensor(np.tile(STATES, (times, 1)))]}).json["outputs"]
+        for times in (1, SHORT_BODY // len(json.dumps(tensor(STATES)["data"])) + 1)
+    ]
+    assert threads == ["server", "inferences"]
+    for short, long in zip(*answers, strict=True):
+        assert long["data"][: len(short["data"])] == pytest.approx(short["data"], abs=1e-5)
 
 
 def test_inference_obeys_the_callers_masks(client: Client) -> None:
