@@ -12,6 +12,7 @@ from masking.joint import JointLimits, JointWalk, TradeTable
 from masking.ladder import DrawdownLadder, LadderState, TradingState
 from masking.parameters import check_parameters, parameter
 from masking.projection import nearest_valid
+from masking.row_rules import RowRules
 from masking.rules import (
     RULES,
     TOLERANCE,
@@ -45,6 +46,7 @@ __all__ = [
     "MaskAdapter",
     "MaskingError",
     "MissingMaskError",
+    "RowRules",
     "Rule",
     "RuleError",
     "RuleSet",

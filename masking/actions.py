@@ -71,12 +71,9 @@ class ActionTable:
         """
         xp = namespace(position)
         _check_floating(xp, position)
-        if xp is np:
-            is_hold, targets = self._numpy_rows(position.dtype)
-        else:
-            device = array_api_compat.device(position)
-            is_hold = xp.asarray(self._is_hold, device=device)
-            targets = xp.asarray(self._targets, dtype=position.dtype, device=device)
+        device = array_api_compat.device(position)
+        is_hold = xp.asarray(self._is_hold, device=device)
+        targets = xp.asarray(self._targets, dtype=position.dtype, device=device)
         # One selection between a column and a row of constants: a single node in an exported graph.
         return xp.where(is_hold, position, targets), is_hold
 
@@ -100,19 +97,6 @@ class ActionTable:
         targets = xp.asarray(self._targets[0], dtype=position.dtype, device=array_api_compat.device(position))
         chosen = xp.reshape(xp.take(targets, xp.reshape(action, (-1,)), axis=0), action.shape)
         return xp.where(action == HOLD, position, chosen)
-
-    # The rows of `beside`, made once: a live decision spends a tenth of its rules on making them.
-    def _numpy_rows(self, dtype: Any) -> tuple[Any, Any]:
-        if dtype not in self._made_rows:
-            rows = np.asarray(self._is_hold), np.asarray(self._targets, dtype=dtype)
-            for row in rows:
-                row.flags.writeable = False
-            self._made_rows[dtype] = rows
-        return self._made_rows[dtype]
-
-    @cached_property
-    def _made_rows(self) -> dict[Any, tuple[Any, Any]]:
-        return {}
 
     @cached_property
     def _is_hold(self) -> tuple[tuple[bool, ...]]:

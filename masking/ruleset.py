@@ -111,24 +111,9 @@ class RuleSet:
 
         `non_finite` collects rows whose state cannot be judged.
         """
-        verdicts, is_hold = self._verdicts(state)
-        return {name: ~(allowed | is_hold) for name, allowed in verdicts.items()}
-
-    def denied(self, state: State) -> dict[str, tuple[int, ...]]:
-        """As `blocked` for a batch of one: rule name -> actions that it forbids; rules that forbid none are left out.
-
-        Made for live decisions, where a few Python numbers cost less than arrays.
-        """
-        verdicts, is_hold = self._verdicts(state)
-        holds, found = is_hold[0].tolist(), {}
-        for name, verdict in verdicts.items():
-            [row] = verdict.tolist()
-            if not all(row):
-                wide = row if len(row) > 1 else row * len(holds)
-                actions = tuple(action for action, hold in enumerate(holds) if not (hold or wide[action]))
-                if actions:
-                    found[name] = actions
-        return found
+        view, is_hold, finite = self._view(state)
+        verdicts = {name: _verdict(name, rule, view, is_hold) for name, rule in self._named.items()}
+        return {name: ~(allowed | is_hold) for name, allowed in {**verdicts, NON_FINITE: finite}.items()}
 
     def explain(self, state: State, action: int | None = None, *, row: int = 0) -> list[Denial]:
         """Every denial of one row, or of one action in it: none means valid.
@@ -200,12 +185,6 @@ class RuleSet:
         finite = xp.all(abs(stacked) < math.inf, axis=1, keepdims=True)
         columns["target_position"], is_hold = self.actions.beside(columns["position"])
         return StateView(columns), is_hold, finite
-
-    # Allowed actions by rule, bool [B, 1] or [B, A], and the constant row of Hold.
-    def _verdicts(self, state: State) -> tuple[dict[str, Any], Any]:
-        view, is_hold, finite = self._view(state)
-        verdicts = {name: _verdict(name, rule, view, is_hold) for name, rule in self._named.items()}
-        return {**verdicts, NON_FINITE: finite}, is_hold
 
     def _denial(self, action: int, name: str, seen: Mapping[str, float], trading_state: str | None) -> Denial:
         rule = self._named.get(name)

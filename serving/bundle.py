@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError, Scaler, canonical_json, sha256_bytes
-from masking import MaskingError, RuleSet
+from masking import MaskingError, RowRules, RuleSet
 from masking.ruleset import rule_name, rule_parameters
 from serving.drift.reference import DRIFT_FILE, DriftReference
 from serving.errors import BundleFormatError, BundleIntegrityError, BundleMismatchError, GoldenMismatchError
@@ -80,6 +81,11 @@ class Bundle:
     def rule_columns(self) -> dict[str, int]:
         """Index in the state row of each column the rules read."""
         return {name: self.manifest.state_names.index(name) for name in self.rule_set.fields}
+
+    @cached_property
+    def row_rules(self) -> RowRules:
+        """The rules on one state row at a time."""
+        return RowRules(self.rule_set)
 
     def run_policy(self, state: npt.NDArray[np.float32], caller_masks: npt.NDArray[np.bool_]) -> PolicyOutputs:
         """Policy graph as exported. state [B, S]; caller_masks [B, A]."""

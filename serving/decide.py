@@ -81,7 +81,7 @@ class OnnxPolicy:
         """Overridden rows since construction; anything but 0 needs a person."""
         self._lock = threading.Lock()
         self._rules = bundle.rule_set
-        self._rule_columns = tuple(bundle.rule_columns.items())
+        self._rule_columns, self._row_rules = tuple(bundle.rule_columns.items()), bundle.row_rules
         self._num_columns = len(bundle.manifest.state_names)
         self._num_features = len(bundle.manifest.feature_fields)
         self._num_actions = bundle.rule_set.actions.num_actions
@@ -107,10 +107,19 @@ class OnnxPolicy:
 
     # Rules in NumPy and caller's masks combined, Hold where nothing is left.
     def _masks(self, rows: npt.NDArray[np.float32], callers: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        if len(rows) == 1:
+            return self._row_masks(rows[0], callers[0])
         masks: npt.NDArray[np.bool_] = self._rules({name: rows[:, index] for name, index in self._rule_columns})
         masks &= callers
         masks[:, HOLD] |= ~masks.any(axis=1)
         return masks
+
+    def _row_masks(self, row: npt.NDArray[np.float32], asked: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        denied = self._row_rules.denied({name: row[index] for name, index in self._rule_columns})
+        forbidden = set().union(*denied.values())
+        masks = [wanted and action not in forbidden for action, wanted in enumerate(asked.tolist())]
+        masks[HOLD] |= not any(masks)
+        return np.array([masks])
 
     # Args: planned: rows that the planner decided; refused: rows whose plan was refused, which count as overridden.
     def _last_check(

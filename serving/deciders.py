@@ -57,7 +57,7 @@ class Deciders:
         self.num_actions = bundle.rule_set.actions.num_actions
         self._seed = np.array([seed], dtype=np.int64)
         self._uncertainty = manifest.state_names.index(UNCERTAINTY_COLUMN)
-        self._rule_columns = tuple(bundle.rule_columns.items())
+        self._rule_columns, self._row_rules = tuple(bundle.rule_columns.items()), bundle.row_rules
         self._free = np.ones((1, self.num_actions), dtype=np.bool_)
         self._free.flags.writeable = False
 
@@ -80,10 +80,10 @@ class Deciders:
 
     def judge(self, row: Row, callers: Masks | None, trading_state: int) -> Verdict:
         """The rules in NumPy and the caller's masks, under another trading state than the row's."""
-        columns = {name: row[:, index : index + 1] for name, index in self._rule_columns}
-        if "trading_state" in columns:
-            columns["trading_state"] = np.array([[trading_state]], dtype=np.float32)
-        blocked = self.bundle.rule_set.denied(columns)
+        numbers = {name: row[0, index] for name, index in self._rule_columns}
+        if "trading_state" in numbers:
+            numbers["trading_state"] = np.float32(trading_state)
+        blocked = self._row_rules.denied(numbers)
         forbidden = set().union(*blocked.values())
         asked = self._free[0] if callers is None else callers[0]
         masks = [wanted and action not in forbidden for action, wanted in enumerate(asked.tolist())]

@@ -84,6 +84,8 @@ def load_graph(role: str, data: bytes, manifest: Manifest, scaler: Scaler) -> An
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.log_severity_level = 3
+    # Finding memory to use again takes a small graph longer than it saves; a planner needs it, its arrays are large.
+    options.enable_mem_reuse = role == PLANNER_FILE
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions share no base but Exception.

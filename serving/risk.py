@@ -33,22 +33,23 @@ class RiskManager:
         peak = max(state.peak, equity)
         # An account without money is as deep as it gets.
         drawdown = 1.0 - equity / peak if equity > 0.0 else 1.0
-        before = LadderState(*(np.array([value], dtype=np.float64) for value in _ladder_values(state)))
-        after, released = self.ladder.step(before, np.array([drawdown]), np.array([position]))
+        # Numbers, not arrays of one, which take longer.
+        before = LadderState(*map(np.float64, _ladder_values(state)))
+        after, released = self.ladder.step(before, np.float64(drawdown), np.float64(position))
         if bar_time == state.bar_time:
             # Bars are counted once, and nothing is released in the middle of one.
             code = max(state.ladder_state, self._code(drawdown))
-            after, released = after._replace(trading_state=[code], flat_bars=[state.flat_bars]), [False]
+            after, released = after._replace(trading_state=code, flat_bars=state.flat_bars), False
         rung = sum(drawdown >= level for level in (self.ladder.soft, self.ladder.hard, self.ladder.kill))
-        event = 0 if released[0] else max(state.last_risk_event, rung)
+        event = 0 if released else max(state.last_risk_event, rung)
         return _joined(
             msgspec.structs.replace(
                 state,
-                ladder_state=int(after.trading_state[0]),
-                killed=bool(after.killed[0]),
-                flat_bars=float(after.flat_bars[0]),
+                ladder_state=int(after.trading_state),
+                killed=bool(after.killed),
+                flat_bars=float(after.flat_bars),
                 last_risk_event=event,
-                peak=equity if released[0] else peak,
+                peak=equity if released else peak,
                 equity=equity,
                 position=position,
                 bar_time=bar_time,

@@ -315,9 +315,12 @@ def test_valkey_reads_its_password_from_standard_input(compose, tmp_path):
         pytest.skip("the Redis server comes from the environment: its binary is not here")
     script = compose["services"]["redis"]["command"][2].replace("$$", "$")
     socket = tmp_path / "socket"
-    extra = rf"port 0\nunixsocket {socket}\ndir {tmp_path}\n"
-    assert "dir /data\\n" in script
-    script = script.replace(r"dir /data\n", extra).replace("exec valkey-server", f"exec {server.binary}")
+    for words, here in {
+        "exec valkey-server": f"exec {server.binary}",
+        "dir /data": f"dir {tmp_path}\nport 0\nunixsocket {socket}",
+    }.items():
+        assert words in script
+        script = script.replace(words, here)
     log = (tmp_path / "log").open("wb")
     environment = {"PATH": os.environ["PATH"], "REDISCLI_AUTH": "a-secret"}
     process = subprocess.Popen(["sh", "-c", script], env=environment, stdout=log, stderr=log)
@@ -328,8 +331,11 @@ def test_valkey_reads_its_password_from_standard_input(compose, tmp_path):
         assert client.config_get(*settings) == settings
         with pytest.raises(redis.exceptions.AuthenticationError):
             redis.Redis(unix_socket_path=str(socket)).ping()
-        # Not on the command line, where every process could read it.
+        # Not on the command line, where every process could read it; and it is the server that is told to stop.
+        assert Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(os.fsencode(server.binary))
         assert b"a-secret" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        process.terminate()
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

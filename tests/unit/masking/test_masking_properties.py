@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from masking_worlds import BOUNDARIES, CALM, FIELDS, batches, column_state, limits, near, row_states, ruleset
 
-from masking import TOLERANCE, ActionTable, RuleSet, trading_rules
+from masking import TOLERANCE, ActionTable, RowRules, RuleSet, trading_rules
 
 Row = dict[str, float]
 
@@ -160,8 +160,15 @@ def test_blocked_and_explain_say_exactly_what_the_masks_say(rows: list[Row], lim
         assert explained == {
             (int(action), name) for name, verdict in blocked.items() for action in np.flatnonzero(verdict[row])
         }
-        denied = rules.denied(column_state(rows[row : row + 1]))
-        assert denied == {
+
+
+@given(rows=batches(), limit=limits(), dtype=st.sampled_from([np.float32, np.float64]))
+def test_a_row_by_itself_is_denied_what_the_batch_says(rows: list[Row], limit: dict[str, Any], dtype: Any) -> None:
+    rules, state = ruleset(**limit), {name: column.astype(dtype) for name, column in column_state(rows).items()}
+    blocked, by_row = rules.blocked(state), RowRules(rules)
+    assert by_row.by_numbers
+    for row in range(len(rows)):
+        assert by_row.denied({name: column[row] for name, column in state.items()}) == {
             name: tuple(np.flatnonzero(verdict[row])) for name, verdict in blocked.items() if verdict[row].any()
         }
 
