@@ -1,7 +1,7 @@
 """What masks cost today: one state in NumPy, one state as ONNX, thousands in torch, and a denial in words.
 
-The rule set alone, one thread, hot (back to back). Every series judges the same states, and the three backends must
-agree on all of them before anything is timed. Import it where it is needed: it loads torch.
+The rule set alone, one thread, hot (back to back). Every series judges the same states, and all ways to judge them must
+agree before anything is timed. Import it where it is needed: it loads torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnxruntime
 import torch
 
 from benchmarks.machine import library_versions, machine
-from masking import ActionTable, RuleSet, trading_rules
+from masking import ActionTable, RowRules, RuleSet, trading_rules
 from masking.rules_graph import rule_set_onnx
 
 LIBRARIES = ("array-api-compat", "numpy", "onnxruntime", "torch")
@@ -70,7 +70,9 @@ class MaskReport:
     rules: tuple[str, ...]
     num_actions: int
     numpy_row: Series
-    """One state in NumPy: what a live decision pays for its last check."""
+    """One state in NumPy, by `RowRules`: what a live decision pays for its last check."""
+    batch_row: Series
+    """The same state in NumPy as a batch of one."""
     onnx_row: Series
     """One state through the exported rule set."""
     torch_batch: Series
@@ -83,9 +85,14 @@ class MaskReport:
     versions: dict[str, str]
 
     @property
+    def series(self) -> tuple[Series, ...]:
+        """All of them."""
+        return self.numpy_row, self.batch_row, self.onnx_row, self.torch_batch, self.explain_row
+
+    @property
     def within_goals(self) -> bool:
         """Whether every median is at most its goal."""
-        return all(series.within_goal for series in (self.numpy_row, self.onnx_row, self.torch_batch, self.explain_row))
+        return all(series.within_goal for series in self.series)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dictionary."""
@@ -118,6 +125,8 @@ def measure_masks(
 
     rows = [np.ascontiguousarray(row[None, :]) for row in states[:STATES]]
     columns = [_columns(rules, row) for row in rows]
+    numbers = [dict(zip(rules.fields, row[0], strict=True)) for row in rows]
+    row_rules = RowRules(rules)
     tensors = {name: torch.from_numpy(states[:batch, index].copy()) for index, name in enumerate(rules.fields)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -129,7 +138,8 @@ def measure_masks(
         rule_set_hash=rules.hash,
         rules=tuple(rule["name"] for rule in rules.to_dict()["rules"]),
         num_actions=rules.actions.num_actions,
-        numpy_row=Series.of(_timed(lambda index: rules(columns[index]), calls, warmup), goal_us=40.0),
+        numpy_row=Series.of(_timed(lambda index: row_rules.denied(numbers[index]), calls, warmup), goal_us=40.0),
+        batch_row=Series.of(_timed(lambda index: rules(columns[index]), calls, warmup)),
         onnx_row=Series.of(
             _timed(lambda index: session.run(["action_masks"], {"state": rows[index]}), calls, warmup), goal_us=20.0
         ),
@@ -168,6 +178,11 @@ def _agree(rules: RuleSet, session: Any, states: npt.NDArray[np.float32]) -> Non
         differ = int((masks != expected).any(axis=1).sum())
         if differ:
             raise RuntimeError(f"{backend}: expected the masks of NumPy, was others in {differ} of {len(states)} rows")
+    row_rules = RowRules(rules)
+    for masks, row in zip(expected.tolist(), states, strict=True):
+        forbidden = set().union(*row_rules.denied(dict(zip(rules.fields, row, strict=True))).values())
+        if masks != [action not in forbidden for action in range(len(masks))]:
+            raise RuntimeError(f"RowRules: expected the masks of a batch, was others on {row.tolist()}")
 
 
 def _timed(call: Callable[[int], object], count: int, warmup: int) -> npt.NDArray[np.float64]:

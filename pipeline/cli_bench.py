@@ -84,6 +84,7 @@ def bench_masks(
         report = measure_masks(calls)
         series = {
             "one state, NumPy": report.numpy_row,
+            "one state as a batch, NumPy": report.batch_row,
             "one state, ONNX": report.onnx_row,
             f"{report.batch:,} states, torch": report.torch_batch,
             "one state explained": report.explain_row,

@@ -40,7 +40,7 @@ def test_a_goal_may_be_met_exactly_and_is_judged_by_the_median() -> None:
 
 def test_the_report_has_everything_that_is_needed_to_read_it(measured: MaskReport) -> None:
     raw = json.loads(json.dumps(measured.to_dict(), allow_nan=False))
-    for name, calls in {"numpy_row": 40, "onnx_row": 40, "torch_batch": 10, "explain_row": 40}.items():
+    for name, calls in {"numpy_row": 40, "batch_row": 40, "onnx_row": 40, "torch_batch": 10, "explain_row": 40}.items():
         series = raw[name]
         assert series["calls"] == calls
         assert 0 < series["p50_us"] <= series["p95_us"] <= series["p99_us"]
