@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.machine import library_versions, machine
 from masking import ActionTable, RowRules, RuleSet, trading_rules
+from masking.row_rules import left_by
 from masking.rules_graph import rule_set_onnx
 
 LIBRARIES = ("array-api-compat", "numpy", "onnxruntime", "torch")
@@ -180,8 +181,8 @@ def _agree(rules: RuleSet, session: Any, states: npt.NDArray[np.float32]) -> Non
             raise RuntimeError(f"{backend}: expected the masks of NumPy, was others in {differ} of {len(states)} rows")
     row_rules = RowRules(rules)
     for masks, row in zip(expected.tolist(), states, strict=True):
-        forbidden = set().union(*row_rules.denied(dict(zip(rules.fields, row, strict=True))).values())
-        if masks != [action not in forbidden for action in range(len(masks))]:
+        denied = row_rules.denied(dict(zip(rules.fields, row, strict=True)))
+        if masks != left_by(denied, [True] * len(masks)):
             raise RuntimeError(f"RowRules: expected the masks of a batch, was others on {row.tolist()}")
 
 

@@ -7,7 +7,7 @@ rule of elementwise operations does not see the difference; one that names an ax
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ class RowRules:
         self.rule_set = rule_set
         self._named = {rule_name(rule): rule for rule in rule_set.rules}
         self._rest = tuple(range(HOLD + 1, rule_set.actions.num_actions))
-        self.by_numbers = self._same_by_numbers()
-        """Whether rules are asked with numbers; else with arrays, which takes longer."""
+        self.objection = self._object_to_numbers()
+        """Why the rules are asked with arrays, which takes longer; empty where they take numbers."""
 
     def denied(self, row: Mapping[str, Any]) -> Denied:
         """Which rule forbids which action; `non_finite` stands for a state that cannot be judged.
@@ -42,7 +42,7 @@ class RowRules:
         Args: row: NumPy floating numbers of one type for every field that the rules read.
         Raises: RuleError for a missing field, or a verdict that is not bool.
         """
-        return self._by_numbers(row) if self.by_numbers else self._by_arrays(row)
+        return self._by_arrays(row) if self.objection else self._by_numbers(row)
 
     def _by_numbers(self, row: Mapping[str, Any]) -> Denied:
         try:
@@ -69,14 +69,26 @@ class RowRules:
         found = {name: tuple(np.flatnonzero(verdict[0]).tolist()) for name, verdict in blocked.items()}
         return {name: actions for name, actions in found.items() if actions}
 
-    def _same_by_numbers(self) -> bool:
+    def _object_to_numbers(self) -> str:
         states = probe_states(self.rule_set, {}, PROBES, np.random.default_rng(0))
-        rows = [*_rows(states), *_rows(broken_rows(self.rule_set, states))]
-        try:
-            return all(self._by_numbers(row) == self._by_arrays(row) for row in rows)
-        # Whatever a rule of somebody's own raises on numbers: arrays are what it was promised.
-        except Exception:
-            return False
+        # Broken values are there to be met; a warning about them tells nobody anything.
+        with np.errstate(all="ignore"):
+            for row in [*_rows(states), *_rows(broken_rows(self.rule_set, states))]:
+                expected = self._by_arrays(row)
+                try:
+                    found = self._by_numbers(row)
+                # What rules raise that were promised arrays: an axis, an index, a method or a type is not there.
+                except (AttributeError, LookupError, TypeError, ValueError) as error:
+                    return f"{type(error).__name__}: {error}"
+                if found != expected:
+                    return f"expected {expected} on {row}, was {found}"
+        return ""
+
+
+def left_by(denied: Denied, asked: Sequence[bool]) -> list[bool]:
+    """What rules leave of the actions [A] that are asked for."""
+    forbidden = set().union(*denied.values())
+    return [wanted and action not in forbidden for action, wanted in enumerate(asked)]
 
 
 def _rows(states: Columns) -> list[dict[str, Any]]:

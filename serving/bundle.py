@@ -7,6 +7,7 @@ Each file is read once; what was hashed is what is parsed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from serving.manifest import (
     Manifest,
 )
 
+log = logging.getLogger(__name__)
+
 MAX_MANIFEST_BYTES = 1 << 20
 """A manifest is read before anything about it is known; beyond this size it is none."""
 
@@ -85,7 +88,10 @@ class Bundle:
     @cached_property
     def row_rules(self) -> RowRules:
         """The rules on one state row at a time."""
-        return RowRules(self.rule_set)
+        row_rules = RowRules(self.rule_set)
+        if row_rules.objection:
+            log.info("bundle %s: rules are asked with arrays: %s", self.hash[:12], row_rules.objection)
+        return row_rules
 
     def run_policy(self, state: npt.NDArray[np.float32], caller_masks: npt.NDArray[np.bool_]) -> PolicyOutputs:
         """Policy graph as exported. state [B, S]; caller_masks [B, A]."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masking import HOLD, valid_actions
+from masking.row_rules import left_by
 from serving.bundle import Bundle
 from serving.errors import BundleMismatchError, DecisionInputError
 from serving.golden import PolicyOutputs
@@ -116,8 +117,7 @@ class OnnxPolicy:
 
     def _row_masks(self, row: npt.NDArray[np.float32], asked: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         denied = self._row_rules.denied({name: row[index] for name, index in self._rule_columns})
-        forbidden = set().union(*denied.values())
-        masks = [wanted and action not in forbidden for action, wanted in enumerate(asked.tolist())]
+        masks = left_by(denied, asked.tolist())
         masks[HOLD] |= not any(masks)
         return np.array([masks])
 

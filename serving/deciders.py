@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masking import HOLD
+from masking.row_rules import left_by
 from serving.bundle import Bundle
 from serving.golden import PlannerOutputs, PolicyOutputs
 from serving.manifest import UNCERTAINTY_COLUMN
@@ -84,9 +85,7 @@ class Deciders:
         if "trading_state" in numbers:
             numbers["trading_state"] = np.float32(trading_state)
         blocked = self._row_rules.denied(numbers)
-        forbidden = set().union(*blocked.values())
-        asked = self._free[0] if callers is None else callers[0]
-        masks = [wanted and action not in forbidden for action, wanted in enumerate(asked.tolist())]
+        masks = left_by(blocked, (self._free if callers is None else callers)[0].tolist())
         masks[HOLD] = True
         return Verdict(tuple(masks), blocked)
 

@@ -318,8 +318,8 @@ class Draft:
         except LateError:
             return proposal, Source.POLICY
         # onnxruntime's errors share no base but Exception; the policy's answer is there.
-        except Exception:
-            log.exception("event %s: the planner failed, the policy decides", self.request.event_id)
+        except Exception as error:
+            log.exception("event %s: the policy decides, the planner failed: %r", self.request.event_id, error)
             return proposal, Source.POLICY
         finally:
             self._lap("plan")

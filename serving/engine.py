@@ -425,8 +425,8 @@ class DecisionEngine:
             try:
                 observer(record, shadow)
             # Whatever somebody else's function raises, the decision is made and recorded.
-            except Exception:
-                log.exception("observer %r was told of a record and failed", observer)
+            except Exception as error:
+                log.exception("observer %r was told of a record and failed: %r", observer, error)
 
     def _pulled_now(self) -> int:
         return max([self._pulled, *self._ordered])

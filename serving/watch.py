@@ -92,8 +92,8 @@ class BundleWatcher:
             except (ServingError, OSError) as error:
                 log.warning("bundles cannot be looked at now: %s", error)
             # A mistake of ours must not end the thread: nothing would be reloaded any more, and nobody would know.
-            except Exception:
-                log.exception("bundles cannot be looked at now, the one in force stays")
+            except Exception as error:
+                log.exception("bundles cannot be looked at now, the one in force stays: %r", error)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

@@ -38,10 +38,10 @@ Server = TypeVar("Server", bound="RealServer")
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test, or fail it where services are promised."""
+    """Leave a test out and say why, or fail it where whatever it needs is promised."""
     if os.environ.get("DETENT_REQUIRE_SERVICES") == "1":
         pytest.fail(f"{reason}; DETENT_REQUIRE_SERVICES=1 promises it", pytrace=False)
-    pytest.skip(reason)
+    pytest.skip(f"left out: {reason}")
 
 
 def free_port() -> int:
@@ -109,10 +109,10 @@ class RealServer:
             if "folder" in vars(self):
                 shutil.rmtree(self.folder, ignore_errors=True)
 
-    def require_own(self) -> None:
-        """Leave out a test that stops the server, where it is somebody else's."""
+    def require_own(self, why: str = "tests do not stop it") -> None:
+        """Leave out a test that stops the server, or needs its settings, where it is somebody else's."""
         if self.external:
-            unavailable(f"the {self.name} server comes from the environment: tests do not stop it")
+            unavailable(f"the {self.name} server comes from the environment: {why}")
 
     def _end(self, number: signal.Signals) -> None:
         self.require_own()

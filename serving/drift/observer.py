@@ -137,8 +137,8 @@ class DriftWatch:
                     self._window.take(bar)
                 self._speak_up()
             # A graph, a ledger or a mistake of ours: one bar less is no reason to stop watching.
-            except Exception:
-                log.exception("drift: a bar is left out, or what it shows is not told")
+            except Exception as error:
+                log.exception("drift: a bar is left out, or what it shows is not told: %r", error)
             finally:
                 self._queue.task_done()
         self._queue.task_done()

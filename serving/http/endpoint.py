@@ -89,8 +89,8 @@ class Endpoint:
             waited = f"{self._gate.limits.max_wait:g} s"
             reply = HttpError(503, f"not begun within {waited}, and it will not be", RETRY).reply()
         # A mistake of ours: whoever asked is told, the log says which, and the service goes on.
-        except Exception:
-            log.exception("%s %s: answered with 500", self.route.method, self.route.path)
+        except Exception as error:
+            log.exception("%s %s: answered with 500: %r", self.route.method, self.route.path, error)
             reply = HttpError(500, "internal error").reply()
         self._gate.metrics.answered(self.route.path, reply.status)
         # What is left of a body would be read to its end, however long.

@@ -58,6 +58,22 @@ _LIMIT = QueryParameter(
     "limit", {"type": "integer", "minimum": 1, "maximum": MAX_RECENT, "default": 20}, "How many, newest first."
 )
 
+
+def _command(name: str, summary: str, *, known_caller: bool = False) -> RouteSpec:
+    return RouteSpec(
+        "POST",
+        f"/{name}",
+        name,
+        Role.OPERATOR,
+        summary,
+        ControlRecord,
+        CommandRequest,
+        changes=True,
+        limited=False,
+        known_caller=known_caller,
+    )
+
+
 ROUTES = (
     RouteSpec(
         "POST",
@@ -98,29 +114,9 @@ ROUTES = (
         "GET", "/decisions", "decisions", Role.READ, "The newest decisions.", list[DecisionRecord], query=(_LIMIT,)
     ),
     RouteSpec("GET", "/metrics", "prometheus", Role.READ, "Metrics for Prometheus.", "text/plain"),
-    *(
-        RouteSpec(
-            "POST",
-            path,
-            handler,
-            Role.OPERATOR,
-            text,
-            ControlRecord,
-            CommandRequest,
-            changes=True,
-            limited=False,
-            known_caller=handler == "reset",
-        )
-        for path, handler, text in (
-            ("/kill", "kill", "Halt trading and latch: an open position is closed at the next decision."),
-            ("/reduce_only", "reduce_only", "Allow nothing but smaller positions until a reset."),
-            (
-                "/reset",
-                "reset",
-                "Trade again; the running peak starts anew. Refused where there are no tokens.",
-            ),
-        )
-    ),
+    _command("kill", "Halt trading and latch: an open position is closed at the next decision."),
+    _command("reduce_only", "Allow nothing but smaller positions until a reset."),
+    _command("reset", "Trade again; the running peak starts anew. Refused without tokens.", known_caller=True),
     RouteSpec("GET", "/openapi.json", "openapi", Role.PUBLIC, "This document.", dict[str, Any], limited=False),
     RouteSpec("GET", "/", "page", Role.PUBLIC, "The operator page.", "text/html", limited=False),
     RouteSpec("GET", "/app.js", "script", Role.PUBLIC, "Script of the page.", "text/javascript", limited=False),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import needs_browser
 from playwright.sync_api import Browser
 from smoke_runs import SmokeRun, detent, isolated_environment
 
@@ -127,7 +126,6 @@ def test_tracking_holds_settings_decision_metrics_and_the_report(suite: SmokeRun
     assert {"report.html", "report.json", "summary.md", "config.yaml", "results.csv"} <= logged
 
 
-@needs_browser
 def test_the_page_opens_in_a_browser_and_fits_a_phone(suite: SmokeRun, browser: Browser) -> None:
     address = Path(suite.result["report"]).as_uri()
     trouble: list[str] = []

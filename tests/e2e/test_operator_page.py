@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import needs_browser
 from http_processes import OPERATOR, Service, bundle_path, running
 from playwright.sync_api import Browser, Page, Request, expect
 from test_report_browser import contrast
-
-pytestmark = needs_browser
 
 READ = "read-token-0123456789"
 PATIENCE_MS = 120_000.0

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from browsers import needs_browser
 from playwright.sync_api import Browser, Page, Request
 from report_worlds import interval, png, report, results
 
 from evaluation.report import Column, Figure, Section, Table, write_report
-
-pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,18 @@
-"""The benchmark of serving: what is timed and when, which answers count as wrong, and what is said of the numbers."""
+"""The benchmark of serving: what is timed and when, bundles that are swapped, processes that are asked."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from serve_reports import GOOD, entry, footprint, serve_report, swap_report
+from serve_worlds import ask, served
 
 from benchmarks import serve_process, serve_swaps, serve_variants
 from benchmarks.serve_answers import RIGHT, ROWS, Expected, Tally, Verdict
@@ -24,70 +20,15 @@ from benchmarks.serve_bundles import make_bundle
 from benchmarks.serve_calls import (
     Asked,
     Calls,
-    Requests,
-    decide_calls,
     echo_calls,
-    engine_calls,
     fsync_calls,
-    infer_calls,
 )
 from benchmarks.serve_client import Answer, read_http
 from benchmarks.serve_process import MissingServerError, Service, echo_server, redis_server
-from benchmarks.serve_speed import DECIDE, INFER, Series, measure_serving
+from benchmarks.serve_speed import Series
 from benchmarks.serve_swaps import SwapClient, measure_swaps, move_link
 from benchmarks.serve_variants import make_variant, state_rows
 from serving import Bundle, OnnxPolicy, open_bundle
-from serving.engine import DecisionEngine
-from serving.http.auth import Tokens
-from serving.http.limits import HttpLimits
-from serving.http.server import HttpServer
-from serving.ledger.sqlite import SqliteLedger
-from serving.records import DecisionRecord, Reason
-from serving.settings import EngineSettings
-
-# A busy machine is no reason to hold.
-PATIENT = EngineSettings(inference_ms=60_000.0, decision_ms=60_000.0, timeout_ms=60_000.0, planner=False)
-
-
-@pytest.fixture(scope="module")
-def variants(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("variants")
-    return [bundle_path, make_variant(bundle_path, folder / "one"), make_variant(bundle_path, folder / "two", 2)]
-
-
-@pytest.fixture
-def impostor(bundle: Bundle, variants: list[Path]) -> Bundle:
-    """Decides as a variant does and calls itself the bundle."""
-    return dataclasses.replace(open_bundle(variants[1]), manifest=bundle.manifest)
-
-
-def engine_of(bundle: Bundle, folder: Path) -> DecisionEngine:
-    return DecisionEngine(bundle, SqliteLedger(folder / "ledger.db", fsync="never"), PATIENT)
-
-
-@contextmanager
-def served(bundle: Bundle, folder: Path) -> Iterator[int]:
-    """The port of a server in a thread."""
-    engine = engine_of(bundle, folder)
-    server = HttpServer(engine, port=0, tokens=Tokens(), limits=HttpLimits(max_wait=60.0))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server.port
-    finally:
-        server.stop()
-        thread.join()
-        engine.close()
-
-
-def ask(calls: Calls, count: int = 2 * ROWS) -> Tally:
-    series = Series(calls)
-    try:
-        series.run_hot(count)
-    finally:
-        calls.close()
-    return series.tally
-
 
 # --- what is timed -------------------------------------------------------------------------------------------
 
@@ -180,91 +121,6 @@ def test_floors_are_measured_on_a_real_echo_server_and_a_real_file(bundle: Bundl
         assert ask(echo_calls(port, bundle), 20) == Tally(asked=22)
     assert ask(fsync_calls(tmp_path / "file"), 20) == Tally(asked=22)
     assert (tmp_path / "file").stat().st_size == 22 * 4096
-
-
-# --- which answers are wrong ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_right_inferences_are_right_and_an_impostors_are_wrong(
-    bundle: Bundle, impostor: Bundle, tmp_path: Path, binary: bool
-) -> None:
-    for served_one, folder in ((bundle, tmp_path / "right"), (impostor, tmp_path / "wrong")):
-        folder.mkdir()
-        with served(served_one, folder) as port:
-            tally = ask(infer_calls(port, bundle, binary=binary))
-        assert (tally.wrong > 0) == (served_one is impostor)
-        assert (tally.failed, tally.held) == (0, 0)
-
-
-def test_right_decisions_are_right_and_an_impostors_are_wrong(bundle: Bundle, impostor: Bundle, tmp_path: Path) -> None:
-    for served_one, folder in ((bundle, tmp_path / "right"), (impostor, tmp_path / "wrong")):
-        folder.mkdir()
-        with served(served_one, folder) as port:
-            tally = ask(decide_calls(port, bundle, "event"))
-        assert (tally.wrong > 0) == (served_one is impostor)
-        assert (tally.failed, tally.held) == (0, 0)
-        (folder / "alone").mkdir()
-        alone = ask(engine_calls(engine_of(served_one, folder / "alone"), "event"))
-        assert not alone.broken
-
-
-def test_answers_of_another_bundle_and_errors_are_told_apart(
-    bundle: Bundle, variants: list[Path], tmp_path: Path
-) -> None:
-    with served(open_bundle(variants[1]), tmp_path) as port:
-        assert ask(infer_calls(port, bundle), 10).wrong == 11
-        assert ask(decide_calls(port, bundle, "event"), 10).wrong == 11
-        missing = ask(infer_calls(port, bundle, "nobody"), 10)
-    assert (missing.failed, missing.wrong) == (11, 0)
-    assert "404" in missing.complaints[0]
-
-
-@pytest.fixture(scope="module")
-def decided(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Expected, int, DecisionRecord]:
-    """A decision with several actions to choose from."""
-    expected = Expected([bundle])
-    engine = engine_of(bundle, tmp_path_factory.mktemp("decided"))
-    requests = Requests(expected, "event")
-    try:
-        for _ in range(ROWS):
-            row, request = requests.take()
-            record = engine.decide(request)
-            if sum(record.action_masks) > 2:
-                return expected, row, record
-    finally:
-        engine.close()
-    raise AssertionError("no row with a choice")
-
-
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [
-        ({}, "right"),
-        ({"reason": Reason.LEDGER_FAILED}, "failed"),
-        ({"event_id": "another"}, "wrong"),
-        ({"bundle_hash": "0" * 64}, "wrong"),
-        ({"value": 0.123}, "wrong"),
-        ({"executed": -1}, "wrong"),
-        ({"action_masks": (True,)}, "wrong"),
-        ({"state": b""}, "wrong"),
-        ({"state": b"", "executed": 0, "reason": Reason.STALE_DATA}, "held"),
-        ({"state": b"", "executed": 1, "reason": Reason.STALE_DATA}, "wrong"),
-    ],
-)
-def test_whatever_of_a_decision_is_changed_is_noticed(
-    decided: tuple[Expected, int, DecisionRecord], change: dict[str, Any], kind: str
-) -> None:
-    expected, row, record = decided
-    changed = msgspec.structs.replace(record, **change)
-    assert expected.judge_decision(row, record.event_id, changed).kind == kind
-
-
-def test_a_decision_on_other_features_is_wrong(decided: tuple[Expected, int, DecisionRecord]) -> None:
-    expected, row, record = decided
-    found = expected.judge_decision((row + 1) % ROWS, record.event_id, record)
-    assert found.kind == "wrong"
-    assert "features of row" in found.detail
 
 
 # --- bundles and swaps ---------------------------------------------------------------------------------------
@@ -410,78 +266,3 @@ def test_a_redis_server_that_is_named_is_used_and_a_missing_one_is_explained(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingServerError, match="the package redis is not installed"):
         redis_server(tmp_path / "package").__enter__()
-
-
-# --- what is said of the numbers -----------------------------------------------------------------------------
-
-
-def test_every_goal_can_be_met() -> None:
-    assert serve_report().missed == ()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"entries": {INFER: entry(0.26)}}, "infer: p50, ms: expected at most 0.25, was 0.26"),
-        ({"entries": {DECIDE: entry(0.2, slowest=0.6)}}, "decide: p99, ms: expected at most 0.5, was 0.6"),
-        ({"entries": {INFER: entry(0.2, paced=1.6)}}, "infer: paced p99, ms: expected at most 1.5, was 1.6"),
-        ({"entries": {"stream": entry(0.5, slowest=1.1)}}, "stream: p99, ms: expected at most 1, was 1.1"),
-        (
-            {"entries": {"infer, planner": entry(2.0, paced=3.1)}},
-            "infer, planner: paced p99, ms: expected at most 3, was 3.1",
-        ),
-        (
-            {"footprints": {"policy": footprint(start_s=2.1)}},
-            "service policy: seconds to start: expected at most 2, was 2.1",
-        ),
-        (
-            {"footprints": {"policy": footprint(ready_mib=201.0)}},
-            "service policy: MiB when ready: expected at most 200, was 201",
-        ),
-        (
-            {"footprints": {"policy": footprint(growth=0.1)}},
-            "service policy: MiB more in an hour: expected at most 20, was 72",
-        ),
-        ({"swaps": swap_report(99)}, "hot swaps: swaps: expected at least 100, was 99"),
-        ({"swaps": swap_report(asked=9_999)}, "hot swaps: requests: expected at least 10,000, was 9,999"),
-        (
-            {"swaps": swap_report(wrong=1, complaints=["row 3"])},
-            "hot swaps: expected 0 failed and 0 wrong of 10,000, was 0 and 1: row 3",
-        ),
-        (
-            {"entries": {DECIDE: entry(0.2, failed=2)}},
-            "decide: expected 0 failed and 0 wrong of 100, was 2 and 0: ",
-        ),
-    ],
-)
-def test_every_goal_can_be_missed_alone(changes: dict[str, Any], message: str) -> None:
-    assert serve_report(**changes).missed == (message,)
-
-
-def test_what_could_not_be_asked_is_no_missed_goal() -> None:
-    report = serve_report()
-    kept = {name: one for name, one in report.entries.items() if name not in ("stream", "infer, planner")}
-    assert dataclasses.replace(report, entries=kept, absent={"stream": "no server"}).missed == ()
-
-
-def test_growth_is_that_of_the_second_half_by_hand() -> None:
-    early = [(1_000, 100.0), (2_000, 150.0), (3_000, 180.0), (4_000, 190.0), (5_000, 195.0)]
-    late = [(6_000, 200.0), (7_000, 201.0), (8_000, 202.0), (9_000, 203.0), (10_000, 204.0)]
-    found = dataclasses.replace(footprint(), samples=(*early, *late))
-    # One MiB per thousand requests, 720,000 an hour.
-    assert found.growth_mib == pytest.approx(720.0)
-
-
-def test_all_of_it_is_json_with_ratios_to_the_floor() -> None:
-    written = json.loads(json.dumps(serve_report().to_dict(), allow_nan=False))
-    assert written["to_floor"]["infer"] == pytest.approx({"hot": 10.0, "paced": 10.0})
-    assert written["entries"]["infer"]["hot"]["p50_ms"] == 0.2
-    assert set(written["entries"]) == set(GOOD)
-    assert written["growth_mib"] == {"policy": pytest.approx(0.0, abs=1e-6)}
-    assert written["swaps"]["tally"]["asked"] == 10_000
-
-
-@pytest.mark.parametrize("name", ["calls", "seconds", "swaps", "swap_requests"])
-def test_counts_must_be_positive(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected > 0, was 0"):
-        measure_serving(**{name: 0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -149,3 +150,14 @@ def work(engine: TinyEngine, url: str, settings: StreamSettings, events: Sequenc
 
         running.until(done)
     return worker
+
+
+def take(client: Any, settings: StreamSettings, consumer: str, count: int) -> None:
+    """Read as another consumer, or as ourselves before a crash, without acknowledging."""
+    if not client.exists(settings.features) or not client.xinfo_groups(settings.features):
+        client.xgroup_create(settings.features, settings.group, id="0", mkstream=True)
+    client.xreadgroup(settings.group, consumer, {settings.features: ">"}, count=count)
+
+
+def events_of(engine: TinyEngine) -> list[str]:
+    return [json.loads(entry.body)["event_id"] for entry in engine.ledger.read()]

@@ -13,13 +13,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from ledger_parts import body
+from ledger_parts import bodies, body, fill, put_foreign, risk
 from services import RealPostgres
 
 from serving.errors import LedgerError
-from serving.ledger.base import chain
 from serving.ledger.postgres import _ACCOUNTS, PostgresLedger
-from serving.records import RiskState
 
 
 @pytest.fixture
@@ -31,19 +29,6 @@ def url(postgres_server: RealPostgres) -> str:
 def ledger(url: str) -> Iterator[PostgresLedger]:
     with closing(PostgresLedger(url)) as ledger:
         yield ledger
-
-
-def risk(number: int) -> RiskState:
-    return RiskState(peak=100.0 + number)
-
-
-def fill(ledger: PostgresLedger, count: int, first: int = 1) -> None:
-    for number in range(first, first + count):
-        ledger.append(body(risk(number), str(number)), event_id=f"event-{number}")
-
-
-def bodies(*numbers: int) -> list[bytes]:
-    return [body(risk(number), str(number)) for number in numbers]
 
 
 def sql(url: str, statement: str, *values: Any) -> list[Any]:
@@ -70,15 +55,6 @@ def backend(ledger: PostgresLedger) -> int:
 
 def end_session(url: str, ledger: PostgresLedger) -> None:
     sql(url, "SELECT pg_terminate_backend(%s, 60000)", backend(ledger))
-
-
-def foreign_entry(url: str, ledger: PostgresLedger, event_id: str) -> str:
-    """What another process, holding the lock in between, would have written."""
-    head = ledger.head()
-    digest = chain(head.hash, body(risk(7)))
-    values = (head.seq + 1, body(risk(7)), digest, event_id)
-    sql(url, "INSERT INTO detent.entries VALUES ('default', %s, %s, %s, %s)", *values)
-    return digest
 
 
 def test_accounts_of_a_database_have_chains_of_their_own(url: str, ledger: PostgresLedger) -> None:
@@ -158,8 +134,7 @@ def test_an_append_that_fails_leaves_record_and_risk_state_as_they_were(url: str
 
 
 def test_no_message_holds_the_password(url: str, postgres_server: RealPostgres) -> None:
-    if postgres_server.external:
-        pytest.skip("the server comes from the environment: it may let anybody in")
+    postgres_server.require_own("it may let anybody in")
     wrong = url.replace(postgres_server.password, "open-sesame")
     unreachable = url.replace(f":{postgres_server.port}/", ":1/")
     for bad in (wrong, unreachable, url + "?nonsense=1", "postgresql://detent:open-sesame@[::1"):
@@ -176,8 +151,7 @@ def test_no_message_holds_the_password(url: str, postgres_server: RealPostgres) 
 def test_a_password_may_come_from_the_environment(
     url: str, postgres_server: RealPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if postgres_server.external:
-        pytest.skip("the server comes from the environment: it may have no password")
+    postgres_server.require_own("it may have no password")
     bare = url.replace(f":{postgres_server.password}@", "@")
     with pytest.raises(LedgerError, match="no password supplied"):
         PostgresLedger(bare)
@@ -214,8 +188,7 @@ def test_without_a_server_each_call_says_so_and_all_is_there_when_it_is_back(
 
 
 def test_a_server_that_does_not_answer_is_given_up(url: str, postgres_server: RealPostgres) -> None:
-    if postgres_server.external:
-        pytest.skip("the server comes from the environment: tests do not stop it")
+    postgres_server.require_own()
     with closing(PostgresLedger(url, timeout_s=0.5)) as ledger:
         fill(ledger, 1)
         frozen = backend(ledger)
@@ -243,7 +216,7 @@ def test_what_another_process_wrote_meanwhile_is_not_written_over(url: str, ledg
     end_session(url, ledger)
     with pytest.raises(LedgerError):
         fill(ledger, 1, first=2)
-    digest = foreign_entry(url, in_time(lambda: ledger.head() and ledger), "foreign")
+    digest = put_foreign(url, in_time(lambda: ledger.head() and ledger), body(risk(7)))
 
     def moved() -> bool:
         with pytest.raises(LedgerError) as caught:
