@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,9 @@ def test_version_is_the_newest_entry_of_the_changelog(pyproject) -> None:
     assert entries, "no entry like `## [0.1.0] - 2026-11-20`"
     assert entries[0] == pyproject["project"]["version"]
     assert entries == sorted(entries, key=lambda text: tuple(map(int, text.split("."))), reverse=True)
+
+
+def test_no_two_test_modules_have_one_name():
+    # pytest imports them by name alone, and says so only where it collects both.
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
